@@ -1,0 +1,105 @@
+"""The errors a user can meet, each with a reason, a place, a remedy and the exit code it ends the program with.
+
+What can still go wrong here: nothing; these are words. An exception that is not one of these and reaches the top is
+our bug, and ends with `ExitCode.BUG`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """How a command ends. 70, 75 and 78 are those of sysexits.h, so that systemd's
+    `RestartPreventExitStatus=78` means what it should."""
+
+    OK = 0  # all done; a daemon that was asked to stop
+    BUG = 1  # an error we did not foresee
+    USAGE = 2  # the command line makes no sense
+    FAILED_JOBS = 3  # `--once`, `predict` or `check`: everything was answered, some of it with a refusal
+    MODEL = 4  # the model cannot be found, verified, built or loaded
+    DEVICE = 70  # the GPU failed while running (anything but out of memory): the process must be replaced
+    SHARE = 75  # the folders are not there, not writable, not on one file system: worth trying again
+    SETTINGS = 78  # config.yaml, environment or a flag's value is wrong: trying again is pointless
+
+
+class SamPollError(Exception):
+    """An error a user can understand: what, where, and what to do about it.
+
+    `reason` is one sentence without the place; `place` is where in a file (`objects[2].box.x1`, `line 3`);
+    `remedy` is what the reader can do.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(self, reason: str, *, place: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.place = place
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.reason}" if self.place else self.reason
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+
+class UsageError(SamPollError):
+    """The command line makes no sense."""
+
+    code = "usage"
+    exit_code = ExitCode.USAGE
+
+
+class SettingsError(SamPollError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+    code = "settings"
+    exit_code = ExitCode.SETTINGS
+
+
+class ShareError(SamPollError):
+    """The folders cannot be used (now)."""
+
+    code = "share"
+    exit_code = ExitCode.SHARE
+
+
+class ModelError(SamPollError):
+    """The model cannot be found, downloaded, verified, built or loaded."""
+
+    code = "model"
+    exit_code = ExitCode.MODEL
+
+
+class DeviceError(SamPollError):
+    """The device failed in a way that leaves the process unusable (a CUDA error other than out of memory)."""
+
+    code = "device"
+    exit_code = ExitCode.DEVICE
+
+
+class InputError(SamPollError):
+    """Something about this one job is wrong. The job is rejected; the daemon lives on."""
+
+    code = "input"
+    exit_code = ExitCode.FAILED_JOBS
+
+
+class PromptError(InputError):
+    """The prompt cannot be understood, or does not fit its picture."""
+
+    code = "prompt"
+
+
+class PictureError(InputError):
+    """The picture cannot be read, or is too large."""
+
+    code = "picture"
+
+
+class TooLargeError(InputError):
+    """The job does not fit into the device's memory even on the last step of the ladder."""
+
+    code = "memory"

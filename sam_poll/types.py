@@ -1,0 +1,240 @@
+"""The words everybody uses: what a prompt, a picture, a job, a mask, a result is; and the three seams.
+
+Nothing here does I/O or knows another module, so everything may import it. Values are frozen; those that carry arrays
+compare by identity (`eq=False`), because `==` on arrays has no single answer.
+
+What can still go wrong here: the arrays inside frozen values are not frozen themselves; whoever gets one must not
+write into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]  # H×W×3, RGB
+Bitmap: TypeAlias = npt.NDArray[np.bool_]  # H×W
+Field: TypeAlias = npt.NDArray[np.float32]  # h×w logits
+
+
+class Size(NamedTuple):
+    """Width and height in pixels of an upright (EXIF-rotated) picture."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A click, in pixels of the upright picture at full resolution. `label` 1 is foreground, 0 background."""
+
+    x: float
+    y: float
+    label: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels, `x0 < x1` and `y0 < y1`, edges as in CVAT and COCO (a full-frame box is 0, 0, W, H)."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One object: points, a box, or both together refining one object.
+
+    `notes` say what was changed to make the prompt usable (a box clipped to the picture), for the result's reader.
+    """
+
+    label: str = "object"
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ambiguous(self) -> bool:
+        """One lone point may mean a part or a whole: ask the network for three masks and take the best.
+        With a box or several points, ask for one (advice of the SAM repositories)."""
+        return self.box is None and len(self.points) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """No prompt: segment all there is."""
+
+    points_per_side: int = 32
+    min_area: int = 100
+    iou: float = 0.8
+    stability: float = 0.9
+    crops: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A decoded picture.
+
+    `pixels` is uint8, h×w×3, RGB, upright, possibly at a reduced scale (an exact 1/2, 1/4 or 1/8 of a JPEG, rounded
+    up); `size` is the full resolution, which all coordinates refer to. `digest` names the file's bytes (hex).
+    """
+
+    pixels: Pixels
+    size: Size
+    digest: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the network's square lies on the picture.
+
+    `size` is the picture at full resolution. `side` is the side of the square the network sees. `region` is the part of
+    the square, from its upper left corner, that the picture fills: SAM1 scales the longest side to `side` and pads, so
+    one of region's sides is shorter; SAM2 squeezes both sides, so region is the whole square.
+    `two_step`: logits are first enlarged to side × side and cut to region, then enlarged to the picture (SAM1's way);
+    otherwise they are enlarged to the picture at once (SAM2's way).
+    """
+
+    size: Size
+    side: int
+    region: Size
+    two_step: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A picture as the network wants it: uint8, region.height × region.width × 3, RGB, not yet normalised."""
+
+    pixels: Pixels
+    frame: Frame
+    digest: str
+
+
+class Embedding(Protocol):
+    """What the encoder made of a picture; only the engine that made it looks inside."""
+
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Logits:
+    """One chosen mask as it leaves the device: float32, h×w, at the decoder's low resolution; above 0 is object.
+    `score` is the predicted IoU."""
+
+    pixels: Field
+    score: float
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """One object's mask: a bool crop of its own bounding box at the picture's full resolution.
+
+    `pixels` is h×w with its upper left corner at (left, top) of the picture; every edge row and column holds at least
+    one set pixel. An empty mask has shape 0×0. `score` is the predicted IoU.
+    """
+
+    label: str
+    score: float
+    left: int
+    top: int
+    pixels: Bitmap
+
+    @property
+    def area(self) -> int:
+        """Set pixels."""
+        return int(np.count_nonzero(self.pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which network answers. `step` says how the memory plan runs it (`bfloat16 1024` …)."""
+
+    name: str
+    family: str  # "sam1" | "sam2"
+    side: int
+    device: str
+    precision: str
+    step: str = ""
+    peak_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
+    `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`."""
+
+    id: str
+    name: str
+    picture: Path | bytes
+    prompts: tuple[Prompt, ...] | Everything
+    origin: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """The answer to a job: one mask for each prompt, in the prompts' order.
+
+    `prompts` are as used (clipped); `picture` is the decoded picture (for the overlay; maybe at reduced scale);
+    `timings` are milliseconds by stage; `notes` say what a reader should know (a clipped box).
+    """
+
+    job_id: str
+    name: str
+    size: Size
+    masks: tuple[Mask, ...]
+    prompts: tuple[Prompt, ...]
+    model: ModelInfo
+    picture: Picture | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The bytes of one output file. `suffix` is appended to the job's id (`.mask.png`)."""
+
+    suffix: str
+    media_type: str
+    body: bytes
+
+
+class Door(Protocol):
+    """Where jobs come from and answers go. `deliver` and `reject` are called from any thread, once per job."""
+
+    def jobs(self, stop: Event) -> Iterator[Job]: ...
+    def deliver(self, job: Job, documents: Sequence[Document]) -> None: ...
+    def reject(self, job: Job, error: Exception) -> None: ...
+
+
+class Engine(Protocol):
+    """A network. `prepare` is called from any thread; `encode` and `decode` from the one device thread only."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def batch(self) -> int:
+        """How many pictures `encode` takes at once now, at most."""
+        ...
+
+    def prepare(self, picture: Picture) -> Prepared: ...
+    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]: ...
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]: ...
+
+
+class Format(Protocol):
+    """Turns a result into the files of one output format. Pure: bytes out, no I/O."""
+
+    def __call__(self, result: Result) -> Sequence[Document]: ...
