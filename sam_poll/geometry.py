@@ -274,7 +274,7 @@ def _kept_true(chains: list[Chain], tolerance: float) -> list[Polygon]:
 def _simplified(chain: Chain, tolerance: float) -> Polygon:
     """Douglas–Peucker; a tolerance that would leave fewer than three points is halved."""
     while True:
-        points = cv2.approxPolyDP(chain, tolerance, True).reshape(-1, 2)
+        points = np.asarray(cv2.approxPolyDP(chain, tolerance, True), dtype=np.int32).reshape(-1, 2)
         if len(points) >= 3:
             return points.astype(np.float64)
         if tolerance < EXACT:
