@@ -1,0 +1,104 @@
+"""CVAT annotations, `.cvat.xml`: what CVAT imports as `CVAT 1.1`, masks as run lengths, holes and all.
+
+Each object is one `<mask>` with `source="auto"` and its predicted IoU as attribute `score` (CVAT keeps it only where
+the label has a number attribute of that name). Images are named as CVAT knows them, relative to the share. `z_order` is
+0 except for an object whose box meets a larger one's: it lies one layer above, so that the smaller stays on top.
+
+What can still go wrong here: CVAT refuses a file whose labels or images are not in the task, and importing replaces the
+task's annotations. XML cannot hold most control characters nor lone surrogates: they become U+FFFD, and a picture so
+named will not be found by its name.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sam_poll.formats import FormatOptions, paint_order, published_score
+from sam_poll.types import Bitmap, Document, Format, Mask, Result
+
+SUFFIX = ".cvat.xml"
+VERSION = "1.1"
+# What XML 1.0 does not allow, not even escaped (https://www.w3.org/TR/xml/#charsets).
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def make(options: FormatOptions) -> Format:
+    """The format `cvat`."""
+    return masks_xml
+
+
+def masks_xml(result: Result) -> Sequence[Document]:
+    """One XML with one `<image>`; empty masks are left out."""
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = VERSION
+    image = ET.SubElement(root, "image", id="0", name=xml_safe(result.name))
+    image.attrib |= {"width": str(result.size.width), "height": str(result.size.height)}
+    layers = z_orders(result.masks)
+    for mask, layer in zip(result.masks, layers, strict=True):
+        if mask.pixels.size:
+            image.append(_element(mask, layer))
+    ET.indent(root)
+    body = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    return [Document(SUFFIX, "application/xml", body)]
+
+
+def run_lengths(pixels: Bitmap) -> list[int]:
+    """Alternating run lengths of h×w bools, row by row, starting with zeros (0 when the first pixel is set).
+    Their sum is h·w; an empty array gives none."""
+    flat = pixels.ravel()
+    if not flat.size:
+        return []
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(changes, prepend=0, append=flat.size).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def z_orders(masks: Sequence[Mask]) -> list[int]:
+    """Each mask's layer: 0, or one above the highest larger mask whose box meets its own. Of two with the same area
+    the later counts as the smaller."""
+    layers = [0] * len(masks)
+    if not masks:
+        return layers
+    boxes = np.array([(m.left, m.top, m.left + m.pixels.shape[1], m.top + m.pixels.shape[0]) for m in masks])
+    order = paint_order(masks)
+    done = np.zeros(len(masks), np.int64)  # layers in the order of `boxes[order]`
+    ranked = boxes[order]
+    for rank, index in enumerate(order):
+        met = _meets(ranked[:rank], ranked[rank])
+        done[rank] = int(done[:rank][met].max()) + 1 if met.any() else 0
+        layers[index] = int(done[rank])
+    return layers
+
+
+def xml_safe(text: str) -> str:
+    """The text with what XML 1.0 cannot hold replaced by U+FFFD."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def _meets(boxes: npt.NDArray[np.int64], box: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of n×4 boxes (left, top, right, bottom; right and bottom exclusive) share a pixel with `box`."""
+    starts = np.maximum(boxes[:, :2], box[:2])
+    ends = np.minimum(boxes[:, 2:], box[2:])
+    return np.asarray((starts < ends).all(axis=1), np.bool_)
+
+
+def _element(mask: Mask, layer: int) -> ET.Element:
+    height, width = mask.pixels.shape
+    element = ET.Element("mask", label=xml_safe(mask.label), source="auto", occluded="0")
+    element.attrib |= {
+        "rle": ", ".join(map(str, run_lengths(mask.pixels))),
+        "left": str(mask.left),
+        "top": str(mask.top),
+        "width": str(width),
+        "height": str(height),
+        "z_order": str(layer),
+    }
+    score = published_score(mask.score)
+    if score is not None:
+        ET.SubElement(element, "attribute", name="score").text = str(score)
+    return element

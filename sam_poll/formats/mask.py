@@ -1,0 +1,78 @@
+"""Mask PNGs, `.mask.png`: which pixels of the picture belong to which object, at the picture's full resolution.
+
+One object: 8-bit grey, 0 and 255. Several: instance numbers 1…n in the prompts' order, 0 is ground; 8-bit up to 255
+objects, 16-bit up to 65,535. Where objects overlap the smaller one is on top, so that a wheel is not lost under its
+car; of two with the same area the later. `mask: per-object` writes `.mask.1.png` … instead, each 0 and 255, and there
+overlaps lose nothing.
+
+8-bit grey though one bit would do: `numpy.asarray(PIL.Image.open(…))` of a 1-bit PNG is True and False, so that code
+comparing with 255 finds nothing and says nothing. Measured on a 20-megapixel mask with a ragged edge, one thread: 1-bit
+0.018 s and 278 kB, 8-bit 0.030 s and 290 kB.
+
+What can still go wrong here: one full frame is held while a PNG is made (20 MB for 20 megapixels, twice that in 16
+bits), beside it the PNG. An object hidden wholly under smaller ones has a number but no pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sam_poll.errors import InputError
+from sam_poll.formats import FormatOptions, paint_order
+from sam_poll.types import Document, Format, Mask, Result, Size
+
+MAX_OBJECTS = 65_535  # 16-bit instance numbers, 0 is ground
+
+
+def make(options: FormatOptions) -> Format:
+    """The format `mask`."""
+    return per_object if options.mask == "per-object" else instances
+
+
+def instances(result: Result) -> Sequence[Document]:
+    """One PNG for all objects. Raises InputError beyond 65,535 objects."""
+    count = len(result.masks)
+    if count > MAX_OBJECTS:
+        raise InputError(
+            f"{count} objects are more than the {MAX_OBJECTS} that a 16-bit mask can number",
+            remedy="set `mask: per-object`, or ask for fewer objects",
+        )
+    frame = _blank(result.size, np.uint8 if count <= 255 else np.uint16)
+    for index in paint_order(result.masks):
+        _fill(frame, result.masks[index], 255 if count == 1 else index + 1)
+    return [Document(".mask.png", "image/png", encode_png(frame))]
+
+
+def per_object(result: Result) -> Sequence[Document]:
+    """One PNG for each object, numbered from 1 in the prompts' order."""
+    return list(_each(result))
+
+
+def encode_png(frame: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
+    """A grey PNG of an H×W array. OpenCV's own defaults: its fastest for flat areas (measured: naming any level or
+    filter made 20 megapixels three times slower and the file no smaller)."""
+    done, body = cv2.imencode(".png", frame)
+    if not done:
+        raise InputError(f"a mask of {frame.shape[1]}×{frame.shape[0]} cannot be written as PNG")
+    return body.tobytes()
+
+
+def _each(result: Result) -> Iterator[Document]:
+    frame = _blank(result.size, np.uint8)  # one for all: filled, encoded, wiped
+    for number, mask in enumerate(result.masks, start=1):
+        _fill(frame, mask, 255)
+        yield Document(f".mask.{number}.png", "image/png", encode_png(frame))
+        _fill(frame, mask, 0)
+
+
+def _blank(size: Size, dtype: npt.DTypeLike) -> npt.NDArray[np.uint8]:
+    return np.zeros((size.height, size.width), dtype)
+
+
+def _fill(frame: npt.NDArray[np.uint8], mask: Mask, value: int) -> None:
+    height, width = mask.pixels.shape
+    frame[mask.top : mask.top + height, mask.left : mask.left + width][mask.pixels] = value

@@ -1,0 +1,158 @@
+"""CVAT 1.1 XML: run lengths, layers, names; read back with a decoder that shares nothing with the encoder."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from made_results import disc, frames, mask_of, rectangle, result_of
+
+from sam_poll.formats import FormatOptions
+from sam_poll.formats.cvat import make, run_lengths, z_orders
+from sam_poll.types import Mask, Result, Size
+
+SIZE = Size(60, 40)
+
+
+def written(result: Result) -> ET.Element:
+    (document,) = make(FormatOptions())(result)
+    assert (document.suffix, document.media_type) == (".cvat.xml", "application/xml")
+    return ET.fromstring(document.body)
+
+
+def frame_of(element: ET.Element, width: int, height: int) -> np.ndarray:
+    """The full frame of a <mask>, pixel by pixel from its definition: zeros first, row by row, inside the box."""
+    frame = np.zeros((height, width), bool)
+    left, top, box_width = (int(element.attrib[key]) for key in ("left", "top", "width"))
+    position, value = 0, False
+    for run in element.attrib["rle"].split(","):
+        for _ in range(int(run)):
+            frame[top + position // box_width, left + position % box_width] = value
+            position += 1
+        value = not value
+    assert position == box_width * int(element.attrib["height"])
+    return frame
+
+
+def test_a_ring_of_three_by_three_is_written_as_cvat_reads_it() -> None:
+    ring = np.ones((3, 3), bool)
+    ring[1, 1] = False
+    (document,) = make(FormatOptions())(result_of(Size(10, 8), [Mask("dot", 0.934, 1, 0, ring)]))
+    assert document.body.decode() == (
+        "<?xml version='1.0' encoding='utf-8'?>\n"
+        "<annotations>\n"
+        "  <version>1.1</version>\n"
+        '  <image id="0" name="done/cam1/dog.jpg" width="10" height="8">\n'
+        '    <mask label="dot" source="auto" occluded="0" rle="0, 4, 1, 4" left="1" top="0" width="3" height="3"'
+        ' z_order="0">\n'
+        '      <attribute name="score">0.934</attribute>\n'
+        "    </mask>\n"
+        "  </image>\n"
+        "</annotations>\n"
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(frames())
+@example(np.ones((1, 1), bool))
+@example(np.pad(np.ones((1, 1), bool), 3))
+def test_a_mask_comes_back_from_its_run_lengths_exactly(frame: np.ndarray) -> None:
+    height, width = frame.shape
+    elements = written(result_of(Size(width, height), [mask_of(frame)])).findall("image/mask")
+    assert len(elements) == frame.any()
+    for element in elements:
+        assert np.array_equal(frame_of(element, width, height), frame)
+
+
+@settings(deadline=None, max_examples=100)
+@given(frames())
+def test_run_lengths_start_with_zeros_and_only_the_first_may_be_nought(frame: np.ndarray) -> None:
+    runs = run_lengths(frame)
+    assert sum(runs) == frame.size
+    assert (runs[0] == 0) == bool(frame[0, 0])
+    assert all(run > 0 for run in runs[1:])
+
+
+def test_run_lengths_of_nothing_are_none() -> None:
+    assert run_lengths(np.zeros((0, 0), bool)) == []
+
+
+def test_run_lengths_run_by_rows_even_over_a_view_stored_by_columns() -> None:
+    frame = np.array([[0, 1, 1], [0, 0, 1]], bool)
+    assert run_lengths(np.asfortranarray(frame)) == [1, 2, 2, 1]
+
+
+def test_an_image_without_objects_is_still_named() -> None:
+    (image,) = written(result_of(SIZE, [])).findall("image")
+    assert image.attrib == {"id": "0", "name": "done/cam1/dog.jpg", "width": "60", "height": "40"}
+    assert len(image) == 0
+
+
+def test_a_score_that_is_no_number_is_left_out() -> None:
+    (mask,) = written(result_of(SIZE, [rectangle(SIZE, 1, 1, 5, 5, score=float("nan"))])).iter("mask")
+    assert len(mask) == 0
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(), min_size=1), st.text(st.characters(), min_size=1))
+@example("a\x00b\x1f\ud800", "\udfff\ufffe\uffff")
+@example("<&\">'", "a\r\n\tb]]>")
+@example("Tür 漢字 😀", "done/Größe/ä ö.jpg")
+def test_any_label_and_any_name_make_well_formed_xml(label: str, name: str) -> None:
+    root = written(result_of(SIZE, [rectangle(SIZE, 1, 1, 5, 5, label=label)], name=name))
+    (image,) = root.iter("image")
+    (mask,) = root.iter("mask")
+    for text, read in ((label, mask.attrib["label"]), (name, image.attrib["name"])):
+        assert len(read) == len(text)
+        assert all(a == b or b == "\ufffd" for a, b in zip(text, read, strict=True))
+
+
+@pytest.mark.parametrize("text", ["Tür 漢字 😀", "<&\">'", "two\nlines\tand\ra tab", "]]>"])
+def test_what_xml_can_hold_is_kept(text: str) -> None:
+    (mask,) = written(result_of(SIZE, [rectangle(SIZE, 1, 1, 5, 5, label=text)])).iter("mask")
+    assert mask.attrib["label"] == text
+
+
+def test_objects_that_do_not_meet_share_the_lowest_layer() -> None:
+    assert z_orders([rectangle(SIZE, 0, 0, 10, 10), rectangle(SIZE, 10, 0, 20, 10), disc(SIZE, 40, 20, 8)]) == [0, 0, 0]
+
+
+def test_a_smaller_object_lies_above_the_larger_it_meets() -> None:
+    wheel, car, bolt = rectangle(SIZE, 5, 20, 15, 30), rectangle(SIZE, 0, 0, 50, 30), rectangle(SIZE, 9, 24, 11, 26)
+    far = rectangle(SIZE, 55, 35, 60, 40)
+    assert z_orders([wheel, car, bolt, far]) == [1, 0, 2, 0]
+
+
+def test_of_two_with_the_same_area_the_later_lies_above() -> None:
+    assert z_orders([rectangle(SIZE, 0, 0, 10, 10), rectangle(SIZE, 5, 5, 15, 15)]) == [0, 1]
+
+
+def test_an_empty_mask_meets_nobody() -> None:
+    empty = mask_of(np.zeros((40, 60), bool))
+    assert z_orders([empty, rectangle(SIZE, 0, 0, 9, 9), empty]) == [0, 0, 0]
+
+
+def test_painting_by_layers_shows_what_the_mask_png_shows() -> None:
+    """The same rule twice: layers bottom up, within a layer boxes do not meet, so any order will do."""
+    rng = np.random.default_rng(7)
+    corners = rng.integers(0, [40, 20], (12, 2))
+    masks = [rectangle(SIZE, x, y, x + 5 + i, y + 3 + i, label=str(i)) for i, (x, y) in enumerate(corners.tolist())]
+    layers = z_orders(masks)
+    frame = np.zeros((SIZE.height, SIZE.width), int)
+    for index in sorted(range(len(masks)), key=lambda i: layers[i]):
+        mask = masks[index]
+        view = frame[mask.top : mask.top + mask.pixels.shape[0], mask.left : mask.left + mask.pixels.shape[1]]
+        view[mask.pixels] = index + 1
+    from_above = np.zeros_like(frame)
+    for y in range(SIZE.height):
+        for x in range(SIZE.width):
+            here = [
+                (mask.area, -i, i + 1)
+                for i, mask in enumerate(masks)
+                if 0 <= y - mask.top < mask.pixels.shape[0] and 0 <= x - mask.left < mask.pixels.shape[1]
+            ]
+            from_above[y, x] = min(here)[2] if here else 0
+    assert np.array_equal(frame, from_above)

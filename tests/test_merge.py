@@ -1,0 +1,147 @@
+"""Joining per-picture CVAT files into one for a task: order, ids, refusals with the file's name."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from made_results import rectangle, result_of
+
+from sam_poll.errors import InputError
+from sam_poll.formats import FormatOptions
+from sam_poll.formats.cvat import make
+from sam_poll.formats.merge import merge_cvat, merged_cvat
+from sam_poll.types import Mask, Size
+
+SIZE = Size(60, 40)
+
+
+def xml_of(name: str, *labels: str, size: Size = SIZE) -> bytes:
+    masks = [rectangle(size, 1 + i, 1, 9 + i, 9, label=label) for i, label in enumerate(labels)]
+    return make(FormatOptions())(result_of(size, masks, name=name))[0].body
+
+
+def images(body: bytes) -> list[tuple[str, str, list[str]]]:
+    root = ET.fromstring(body)
+    assert root.findtext("version") == "1.1"
+    return [(i.attrib["id"], i.attrib["name"], [s.attrib["label"] for s in i]) for i in root.findall("image")]
+
+
+def around(inside: str, version: str = "1.1") -> bytes:
+    return f"<annotations><version>{version}</version>{inside}</annotations>".encode()
+
+
+def test_pictures_are_sorted_by_name_and_numbered_from_nought() -> None:
+    merged = merge_cvat([("b.cvat.xml", xml_of("done/b.jpg", "cat")), ("a.cvat.xml", xml_of("done/a.jpg", "dog"))])
+    assert images(merged) == [("0", "done/a.jpg", ["dog"]), ("1", "done/b.jpg", ["cat"])]
+
+
+def test_several_jobs_on_one_picture_become_one_image_in_the_order_of_their_files() -> None:
+    files = [
+        ("dog.2.cvat.xml", xml_of("done/dog.jpg", "ear", "paw")),
+        ("cat.cvat.xml", xml_of("done/cat.jpg", "cat")),
+        ("dog.1.cvat.xml", xml_of("done/dog.jpg", "dog")),
+    ]
+    merged = merge_cvat(files)
+    assert images(merged) == [("0", "done/cat.jpg", ["cat"]), ("1", "done/dog.jpg", ["dog", "ear", "paw"])]
+
+
+def test_the_order_in_which_files_come_changes_no_byte() -> None:
+    files = [(f"{n}.cvat.xml", xml_of(f"done/{n % 2}.jpg", f"label{n}")) for n in range(4)]
+    assert len({merge_cvat(order) for order in itertools.permutations(files)}) == 1
+
+
+def test_one_file_merges_to_itself() -> None:
+    body = xml_of('done/Tür & <Tor> "é".jpg', "Tür", "漢字 & <b> \"q\" 'a'\n\tx")
+    assert merge_cvat([("a", body)]) == body
+
+
+def test_merging_what_was_merged_changes_nothing() -> None:
+    once = merge_cvat([("a", xml_of("done/a.jpg", "dog")), ("b", xml_of("done/b.jpg"))])
+    assert merge_cvat([("once", once)]) == once
+
+
+def test_nothing_merges_to_an_empty_file_that_still_says_its_version() -> None:
+    assert images(merge_cvat([])) == []
+
+
+def test_every_attribute_of_a_mask_survives() -> None:
+    before, after = (ET.fromstring(b) for b in (xml_of("a", "x", "y"), merge_cvat([("a", xml_of("a", "x", "y"))])))
+    assert [m.attrib for m in before.iter("mask")] == [m.attrib for m in after.iter("mask")]
+    assert [a.text for a in after.iter("attribute")] == ["0.9", "0.9"]
+
+
+def test_other_shapes_of_cvat_go_through() -> None:
+    polygon = '<polygon label="p" points="1.0,2.0;3.0,4.0;5.0,1.0" z_order="0"/>'
+    body = around(f'<meta><task/></meta><image id="7" name="a.jpg" width="9" height="9">{polygon}</image>')
+    assert images(merge_cvat([("a", body)])) == [("0", "a.jpg", ["p"])]
+
+
+BOMB = (
+    '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">' + "".join(f'<!ENTITY a{n} "{"&a;" * 10}">' for n in range(9)) + "]>"
+    "<annotations><version>1.1</version>&a8;</annotations>"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not well-formed"),
+        (b"\x89PNG\r\n", "not well-formed"),
+        (xml_of("done/a.jpg", "dog")[:-20], "not well-formed"),
+        (b'<?xml version="1.0" encoding="klingon"?><annotations/>', "not well-formed"),
+        (b"<html/>", "root is <html>"),
+        (b"<annotations/>", "version unknown"),
+        (around("", version="1.0"), "version 1.0"),
+        (around('<track id="0" label="dog"/>'), "<track>"),
+        (around('<image id="0" width="9" height="9"/>'), "no name"),
+        (around('<image id="0" name="a.jpg" height="9"/>'), "width and height"),
+        (around('<image id="0" name="a.jpg" width="wide" height="9"/>'), "width and height"),
+        (around('<image id="0" name="a.jpg" width="9" height="9"><b/></image>'), "<b>"),
+        (around('<image id="0" name="a.jpg" width="9" height="9"><mask/></image>'), "no label"),
+        (BOMB.encode(), "document type"),
+        (BOMB.encode("utf-16"), "document type"),
+        (b'<!DOCTYPE x SYSTEM "file:///etc/passwd"><annotations/>', "document type"),
+        (
+            around(
+                '<image name="a" width="9" height="9"><mask label="x">'
+                + "<a>" * 9999
+                + "</a>" * 9999
+                + "</mask></image>"
+            ),
+            "nested",
+        ),
+    ],
+)
+def test_a_broken_or_foreign_file_is_refused_with_its_name_and_reason(body: bytes, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        merge_cvat([("good.cvat.xml", xml_of("done/b.jpg", "dog")), ("cam1/bad.cvat.xml", body)])
+    assert caught.value.place == "cam1/bad.cvat.xml"
+
+
+def test_two_sizes_of_one_picture_are_refused_with_both_files() -> None:
+    files = [("one.xml", xml_of("a.jpg", "x")), ("two.xml", xml_of("a.jpg", "x", size=Size(40, 60)))]
+    with pytest.raises(InputError, match="40×60 here but 60×40 in one") as caught:
+        merge_cvat(files)
+    assert caught.value.place == "two.xml"
+
+
+def test_many_files_are_not_held_as_parsed_trees() -> None:
+    """What is held while reading is about the size of the result, not a tree of it."""
+    masks = [Mask("m", 0.9, i, i, np.ones((2, 2), bool)) for i in range(20)]
+
+    def many() -> itertools.chain[tuple[str, bytes]]:
+        return itertools.chain.from_iterable(
+            [(f"{n}.xml", make(FormatOptions())(result_of(SIZE, masks, name=f"{n}.jpg"))[0].body)] for n in range(300)
+        )
+
+    size = sum(len(body) for _, body in many())
+    tracemalloc.start()
+    total = sum(len(piece) for piece in merged_cvat(many()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 0.9 * size - 300 * 100
+    assert peak < 2 * size
