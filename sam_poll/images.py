@@ -5,8 +5,8 @@ XMP, as CVAT and Pillow read them), and whether the file is all there. OpenCV de
 everything else here, so that header and pixels cannot disagree. No I/O: bytes come in.
 
 What can still go wrong here: damage inside compressed data that its format cannot notice (a JPEG has no checksums)
-gives a picture with a damaged part; libjpeg and libpng then write a line of their own to stderr. Colour profiles are not
-applied, as CVAT does not apply them. Importing this module silences OpenCV's own log for the whole process.
+gives a picture with a damaged part; libjpeg then writes a line of its own to stderr. Colour profiles are not applied,
+as CVAT does not apply them. Importing this module silences OpenCV's own log for the whole process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -48,8 +48,8 @@ def is_picture(name: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a picture's file says about itself. `size` is upright, `stored` as in the file. `orientation` is EXIF's 1–8.
-    `format` is JPEG, PNG, TIFF, BMP or WebP; `mode` is grey, rgb, palette, cmyk, ycbcr or lab, `alpha` apart; `bits` are per
-    sample. `several` is set where only the first of several frames or pages will be read."""
+    `format` is JPEG, PNG, TIFF, BMP or WebP; `mode` is grey, rgb, palette, cmyk, ycbcr or lab, `alpha` apart; `bits`
+    are per sample. `several` is set where only the first of several frames or pages will be read."""
 
     size: Size
     stored: Size
@@ -84,9 +84,10 @@ def decode(
 ) -> Picture:
     """Decode a picture: RGB, uint8, h×w×3, upright; the first frame where there are several.
 
-    With `cover`, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 of its size at which both its sides (`both`; SAM2, which
-    squeezes both), or its longest side (SAM1), are still at least `cover` pixels. Transparency is left out. 16-bit grey is
-    stretched and equalised as CVAT shows it; other 16-bit pictures keep their upper 8 bits. Raises PictureError.
+    With `cover`, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 of its size at which both its sides (`both`; SAM2,
+    which squeezes both), or its longest side (SAM1), are still at least `cover` pixels. Transparency is left out.
+    16-bit grey is stretched and equalised as CVAT shows it; other 16-bit pictures keep their upper 8 bits.
+    Raises PictureError, as `read_header` does, and for damaged data.
     """
     header = read_header(data, max_pixels=max_pixels)
     shrink = _shrink(header, cover, both)
@@ -97,7 +98,7 @@ def decode(
     expected = tuple(-(-side // shrink) for side in (header.size.height, header.size.width))
     if pixels.shape != (*expected, 3):
         raise PictureError(
-            f"the header promises {expected[1]} × {expected[0]} pixels, but {pixels.shape[1]} × {pixels.shape[0]} came out",
+            f"the header promises {expected[1]} × {expected[0]} pixels, {pixels.shape[1]} × {pixels.shape[0]} came out",
             remedy=SAVE_AGAIN,
         )
     return Picture(pixels, header.size, hashlib.blake2b(data, digest_size=16).hexdigest(), tuple(notes))
@@ -257,7 +258,7 @@ _SCAN_END = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # the next marker in comp
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """A JPEG's markers up to its end marker, each with start and end of its body; raises when the end marker is missing."""
+    """A JPEG's markers up to its end marker, each with start and end of its body; raises when that one is missing."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0:
         while data[at : at + 1] == b"\xff":
@@ -326,9 +327,7 @@ def _bare_png(data: bytes) -> bytes:
         if name not in _PNG_NEEDED:
             continue
         if zlib.crc32(memoryview(data)[start - 4 : end]) != _read(">I", data, end)[0]:
-            raise PictureError(
-                f"the PNG is damaged: the checksum of a {name.decode()} chunk is wrong", remedy=COPY_AGAIN
-            )
+            raise PictureError(f"the PNG is damaged: a wrong checksum in {name.decode()}", remedy=COPY_AGAIN)
         parts.append(data[start - 8 : end + 4])
     return b"".join(parts)
 
@@ -385,10 +384,11 @@ def _webp(data: bytes) -> Header:
 _TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
 _COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
 _ORIENTATION = 274
+_TIFF_TAGS = (256, 257, 258, 262, 273, _ORIENTATION, 277, 279, 324, 325, 339)
 
 
-def _tags(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:
-    """The whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
+def _tags(data: bytes, wanted: Container[int]) -> tuple[dict[int, tuple[int, ...]], int]:
+    """The wanted whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
     order = "<" if data[:2] == b"II" else ">"
     big = _read(order + "H", data, 2)[0] == 43
     at = _read(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
@@ -401,7 +401,7 @@ def _tags(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:
     for place in range(at, at + count * entry, entry):
         tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
         letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is None:
+        if tag not in wanted or letter is None:
             continue
         value = place + entry - inline
         if number * struct.calcsize("<" + letter) > inline:
@@ -412,7 +412,7 @@ def _tags(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:
 
 
 def _tiff(data: bytes) -> Header:
-    tags, following = _tags(data)
+    tags, following = _tags(data, _TIFF_TAGS)
 
     def first(tag: int, default: int) -> int:
         return (tags.get(tag) or (default,))[0]
@@ -440,7 +440,7 @@ def _exif_orientation(block: bytes) -> int | None:
     if block[:4] not in (b"II*\0", b"MM\0*"):
         return None
     try:
-        values = _tags(block)[0].get(_ORIENTATION)
+        values = _tags(block, (_ORIENTATION,))[0].get(_ORIENTATION)
     except PictureError:
         return None
     return _valid(values[0]) if values else None
