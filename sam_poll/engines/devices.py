@@ -1,0 +1,110 @@
+"""Which device and which precision: what the user asked for, checked against what torch was built for.
+
+What can still go wrong here: a driver that is there but broken shows itself only at the first kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sam_poll.errors import ModelError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+AMPERE = (8, 0)  # the first with bfloat16 in hardware
+VOLTA = (7, 0)  # the first whose float16 is faster than its float32
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that torch can use: its name for torch, the precision to run in, its half precision (None: none)."""
+
+    name: str
+    precision: str
+    half: str | None
+
+
+def choose(device: str, precision: str) -> Device:
+    """`device` and `precision` may be `auto`."""
+    import torch
+
+    if precision not in PRECISIONS:
+        raise ModelError(f"there is no precision `{precision}`", remedy=f"use one of {', '.join(PRECISIONS)}")
+    name = _named(device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if not name.startswith("cuda"):
+        # Half precision on a CPU is slower than float32 but on the newest, so it is done only when asked for.
+        return Device(name, "float32" if precision == "auto" else precision, None)
+    capability = _supported(name)
+    half = "bfloat16" if capability >= AMPERE else "float16"
+    auto = half if capability >= VOLTA else "float32"
+    return Device(name, auto if precision == "auto" else precision, half)
+
+
+def _named(device: str, *, cuda: bool, mps: bool) -> str:
+    if device == "auto":
+        return "cuda:0" if cuda else "mps" if mps else "cpu"
+    if device == "cpu" or (device == "mps" and mps):
+        return device
+    if re.fullmatch(r"cuda(:\d+)?", device):
+        if not cuda:
+            raise ModelError(
+                "no CUDA device can be used",
+                place=f"device {device}",
+                remedy="look at `nvidia-smi`; torch must be a CUDA build; or set `device: cpu`",
+            )
+        return device if ":" in device else "cuda:0"
+    remedy = "use auto, cpu, cuda, cuda:0 or mps"
+    raise ModelError(
+        "there is no such device" if device != "mps" else "no Apple GPU here", place=f"device {device}", remedy=remedy
+    )
+
+
+def _supported(name: str) -> tuple[int, int]:
+    """The card's capability; an error with the remedy if this torch has no kernels for it."""
+    import torch
+
+    index, count = int(name.partition(":")[2]), torch.cuda.device_count()
+    if index >= count:
+        raise ModelError(
+            f"there are {count} CUDA devices", place=f"device {name}", remedy=f"use cuda:0 … cuda:{count - 1}"
+        )
+    major, minor = torch.cuda.get_device_capability(index)
+    if not _has_kernels((major, minor), torch.cuda.get_arch_list()):
+        card = torch.cuda.get_device_name(index)
+        build = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        remedy = "install a build of torch that has it"
+        if (major, minor) < VOLTA:
+            remedy = (
+                "install the CUDA 12.6 build, the last for Pascal and Maxwell: "
+                "pip install torch torchvision --index-url https://download.pytorch.org/whl/cu126"
+            )
+        raise ModelError(
+            f"{build} has no kernels for the {card} (compute capability {major}.{minor})",
+            place=f"device {name}",
+            remedy=f"{remedy}; or set `device: cpu`",
+        )
+    return major, minor
+
+
+def _has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """CUDA's own rule: sm_XY runs on the same major, minor at least Y; compute_XY is compiled for anything newer."""
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        digits = re.match(r"\d+", number)
+        if not digits:
+            continue
+        built = divmod(int(digits.group()), 10)
+        if kind == "compute" and built <= capability:
+            return True
+        if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
+            return True
+    return not architectures  # a build that does not say (ROCm) is trusted
+
+
+def limit_memory(name: str, budget_mib: int | None, reserve_mib: int) -> None:
+    """Makes torch raise OutOfMemoryError at `budget_mib` (None: at all of the card but `reserve_mib`)."""
+    import torch
+
+    total_mib = torch.cuda.get_device_properties(name).total_memory / 2**20
+    wanted = budget_mib if budget_mib else total_mib - reserve_mib
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total_mib)), name)

@@ -1,0 +1,216 @@
+"""`load`: from a `ModelSpec` to an engine ready to work, each stage said, timed and watched.
+
+What can still go wrong here: a hang in code that holds the interpreter's lock is seen by faulthandler's own thread
+alone, which dumps the stacks and ends the process with code 1 instead of ours, a few seconds later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loguru import logger
+
+from sam_poll.engines import checkpoint, devices
+from sam_poll.engines.adaptive import AdaptiveEngine
+from sam_poll.engines.catalog import ModelSpec
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.engines.memory import CPU_PROMPTS, Plan, Step
+from sam_poll.errors import ExitCode, ModelError
+from sam_poll.types import Box, Engine, Picture, Point, Prompt, Size
+
+GPU_PROMPTS = 64  # a decoder call of 64 prompts takes about 3 GB in float32 at side 1024, half that in half precision
+GPU_BATCH = 8
+BACKSTOP_S = 5.0
+
+OnStage = Callable[[str], None]
+
+
+class Stages:
+    """Says which stage of loading runs, how long each took, and ends the process if one hangs."""
+
+    def __init__(self, name: str, timeout_s: float, on_stage: OnStage | None) -> None:
+        self._model = name
+        self._timeout_s = timeout_s
+        self._on_stage = on_stage
+        self._stage = "start"
+        self._done = threading.Event()
+        self.ms: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within this, all stages together must not take longer than the time limit."""
+        thread = threading.Thread(target=self._watch, name="load-watchdog", daemon=True)
+        thread.start()
+        if sys.__stderr__:
+            with contextlib.suppress(ValueError, OSError):  # a stderr without a descriptor
+                faulthandler.dump_traceback_later(self._timeout_s + BACKSTOP_S, exit=True, file=sys.__stderr__)
+        try:
+            yield
+        finally:
+            self._done.set()
+            faulthandler.cancel_dump_traceback_later()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._stage = name
+        logger.info("{}: {} …", self._model, name)
+        if self._on_stage:
+            self._on_stage(name)
+        start = time.perf_counter()
+        yield
+        self.ms[name] = (time.perf_counter() - start) * 1000
+        logger.info("{}: {} took {:.0f} ms", self._model, name, self.ms[name])
+
+    def _watch(self) -> None:
+        if self._done.wait(self._timeout_s):
+            return
+        # Not through the logger: the thread that hangs may hold its lock.
+        stream = sys.__stderr__
+        if stream:
+            stream.write(
+                f"loading {self._model} hangs in stage `{self._stage}` (limit {self._timeout_s:g} s); "
+                "the stacks of all threads follow; a slow disk or network share needs a larger load_timeout_s\n"
+            )
+            stream.flush()
+            with contextlib.suppress(ValueError, OSError):
+                faulthandler.dump_traceback(file=stream, all_threads=True)
+        os._exit(ExitCode.MODEL)  # a hang cannot be unwound
+
+
+def load(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    max_batch: int | None = None,
+    budget_mib: int | None = None,
+    reserve_mib: int = 256,
+    min_side: int = 256,
+    warmup: bool = True,
+    load_timeout_s: float = 300,
+    on_stage: OnStage | None = None,
+) -> Engine:
+    """The engine that `spec` names, on the device, warmed up, stepping down by itself when memory runs out.
+
+    `max_batch` None: 8 pictures at once on a GPU, 1 on a CPU. `budget_mib` limits what torch may take of a GPU's
+    memory (None: all but `reserve_mib`). Raises ModelError; past `load_timeout_s` ends the process with
+    `ExitCode.MODEL` and all stacks on stderr.
+    """
+    if spec.family == "fake":
+        return FakeEngine()
+    stages = Stages(spec.name, load_timeout_s, on_stage)
+    with stages.watched():
+        with stages.stage("import"):
+            _import(spec.family)
+        chosen = devices.choose(device, precision)
+        if chosen.name.startswith("cuda"):
+            devices.limit_memory(chosen.name, budget_mib, reserve_mib)
+        engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side)
+        if warmup:
+            with stages.stage("warm-up"):
+                warm_up(engine)
+    logger.info("{}: ready at {} after {:.0f} ms", spec.name, engine.info.step, sum(stages.ms.values()))
+    return engine
+
+
+def _import(family: str | None) -> None:
+    """Imports torch and the family's package, so that a hang in an import is told from one in reading."""
+    try:
+        import torch  # noqa: F401
+
+        if family == "sam1":
+            import sam_poll.engines.sam1
+        elif family == "sam2":
+            import sam_poll.engines.sam2  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # sam2 raises RuntimeError next to a checkout of itself
+        raise ModelError(
+            f"the model's libraries cannot be imported: {error}", remedy="run `sam-poll doctor`"
+        ) from error
+
+
+def _build(
+    spec: ModelSpec, device: devices.Device, stages: Stages, *, max_batch: int | None, min_side: int
+) -> AdaptiveEngine:
+    path = _checkpoint_path(spec)
+    with stages.stage("read"):
+        weights = checkpoint.read(path)
+        family = checkpoint.family_of(weights, str(path))
+    if spec.family and spec.family != family:
+        remedy = "leave the config and the model type out, or name those of this checkpoint"
+        raise ModelError(
+            f"{spec.family} was asked for, but these are weights of {family}", place=str(path), remedy=remedy
+        )
+    if not spec.family:
+        with stages.stage("import"):
+            _import(family)
+    make = _sam1 if family == "sam1" else _sam2
+    model, engine_class = make(spec, weights, stages)
+    first = _first_step(device, _side_of(model), max_batch)
+    with stages.stage("to device"):
+        engine = engine_class(model, first, name=spec.name, weights=lambda: checkpoint.read(path))
+    return AdaptiveEngine(engine, Plan(first, min_side=min_side, half=device.half))
+
+
+def _checkpoint_path(spec: ModelSpec) -> Path:
+    path = spec.checkpoint
+    if path is None:
+        raise ModelError("no checkpoint is named", place=spec.name)
+    if spec.sha256 and not path.is_file():
+        remedy = f"run `sam-poll models download {spec.name}`"
+        raise ModelError(f"the model has not been downloaded to {path}", place=spec.name, remedy=remedy)
+    if not spec.sha256 and spec.name != "demo":
+        logger.info("{}: no SHA-256 is known for {}; it is used as it is", spec.name, path)
+    return path
+
+
+def _sam1(spec: ModelSpec, weights: dict[str, Any], stages: Stages) -> tuple[Any, Any]:
+    from sam_poll.engines import sam1
+
+    with stages.stage("config"):
+        parameters = sam1.architecture(weights)
+        sam1.check_type(parameters, spec.model_type, str(spec.checkpoint))
+    with stages.stage("build"):
+        model = sam1.build(parameters)
+        checkpoint.fill(model, weights, place=str(spec.checkpoint), config=spec.model_type or "read from its weights")
+    return model, sam1.Sam1Engine
+
+
+def _sam2(spec: ModelSpec, weights: dict[str, Any], stages: Stages) -> tuple[Any, Any]:
+    from sam_poll.engines import sam2
+
+    with stages.stage("config"):
+        name = spec.config or checkpoint.sam2_config_of(weights, str(spec.checkpoint))
+        path = sam2.find_config(name)
+        config = sam2.read_config(path)
+    with stages.stage("build"):
+        model = sam2.build(config, str(path))
+        checkpoint.fill(model, weights, place=str(spec.checkpoint), config=name)
+    return model, sam2.Sam2Engine
+
+
+def _side_of(model: Any) -> int:
+    return int(model.image_size if hasattr(model, "image_size") else model.image_encoder.img_size)
+
+
+def _first_step(device: devices.Device, side: int, max_batch: int | None) -> Step:
+    on_gpu = device.name != "cpu"
+    batch = max_batch or (GPU_BATCH if on_gpu else 1)
+    return Step(device.precision, GPU_PROMPTS if on_gpu else CPU_PROMPTS, batch, side, device.name)
+
+
+def warm_up(engine: Engine) -> None:
+    """One grey picture with one prompt of each kind: kernels are chosen and memory is taken before the first job."""
+    size = Size(64, 64)
+    picture = Picture(np.full((size.height, size.width, 3), 128, np.uint8), size, digest="warm-up")
+    prompts = [Prompt(points=(Point(32, 32),)), Prompt(box=Box(16, 16, 48, 48))]
+    for embedding in engine.encode([engine.prepare(picture)] * engine.batch):
+        engine.decode(embedding, prompts)
