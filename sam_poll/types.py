@@ -1,6 +1,6 @@
 """The words everybody uses: what a prompt, a picture, a job, a mask, a result is; and the three seams.
 
-Nothing here does I/O or knows another module, so everything may import it. Values are frozen; those that carry arrays
+Nothing here does I/O or knows another module but `errors`, so everything may import it. Values are frozen; those that carry arrays
 compare by identity (`eq=False`), because `==` on arrays has no single answer.
 
 What can still go wrong here: the arrays inside frozen values are not frozen themselves; whoever gets one must not
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from sam_poll.errors import SamPollError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # H×W×3, RGB
 Bitmap: TypeAlias = npt.NDArray[np.bool_]  # H×W
@@ -174,13 +176,15 @@ class ModelInfo:
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
-    `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`."""
+    `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`. `fault` is set when
+    the door already knows that the job must be rejected (a prompt that cannot be understood)."""
 
     id: str
     name: str
     picture: Path | bytes
     prompts: tuple[Prompt, ...] | Everything
     origin: Any = None
+    fault: SamPollError | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,11 +216,17 @@ class Document:
 
 
 class Door(Protocol):
-    """Where jobs come from and answers go. `deliver` and `reject` are called from any thread, once per job."""
+    """Where jobs come from and answers go. Each job gets exactly one of `deliver`, `reject`, `release`, from any thread.
+
+    `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
+    `deliver` and `reject` raise OSError when the surroundings are sick; the caller tries again or releases.
+    `release` gives the job back, as if it had not been claimed.
+    """
 
     def jobs(self, stop: Event) -> Iterator[Job]: ...
     def deliver(self, job: Job, documents: Sequence[Document]) -> None: ...
-    def reject(self, job: Job, error: Exception) -> None: ...
+    def reject(self, job: Job, error: SamPollError) -> None: ...
+    def release(self, job: Job) -> None: ...
 
 
 class Engine(Protocol):

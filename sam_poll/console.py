@@ -1,0 +1,151 @@
+"""What a person sees of a run: log lines, a live display on a terminal, tables.
+
+What can still go wrong here: a terminal that lies about being one gets control characters; `log: text` is for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from loguru import logger
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sam_poll.stats import Snapshot
+
+_TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <8} {message}"
+_LIVE = "<dim>{time:HH:mm:ss}</dim> <level>{message}</level>"
+
+
+def error_console() -> Console:
+    """Where errors and progress go: stderr, so that stdout carries results only."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def set_up_log(kind: str, level: str, *, console: Console | None = None) -> None:
+    """Send loguru's lines to stderr as text or JSON lines, or through `console` so that a live display stays whole."""
+    logger.remove()
+    if kind == "json":
+        logger.add(_write_json, level=level, format="{message}")
+    elif console is not None:
+        logger.add(lambda line: console.print(Text.from_ansi(str(line).rstrip("\n"))), level=level, format=_LIVE, colorize=True)
+    else:
+        logger.add(sys.stderr, level=level, format=_TEXT, colorize=False, backtrace=False, diagnose=False)
+
+
+def _write_json(message: Any) -> None:
+    record = message.record
+    line: dict[str, Any] = {
+        "time": record["time"].isoformat(timespec="milliseconds"),
+        "level": record["level"].name,
+        "message": record["message"],
+        **record["extra"],
+    }
+    if record["exception"]:
+        line["exception"] = repr(record["exception"].value)
+    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.flush()
+
+
+def wants_live(log: str) -> bool:
+    """Whether the live display suits: `log: auto` on a terminal."""
+    return log == "auto" and sys.stderr.isatty()
+
+
+class Progress:
+    """The live display of a running daemon: one line of counts, one of where the time goes."""
+
+    def __init__(self, title: str, now: Callable[[], Snapshot], waiting: Callable[[], int], console: Console) -> None:
+        self._title, self._now, self._waiting = title, now, waiting
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> Progress:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, value, trace)
+
+    def _render(self) -> Group:
+        return render_progress(self._title, self._now(), self._waiting())
+
+
+def render_progress(title: str, now: Snapshot, waiting: int) -> Group:
+    """Two lines: counts, and mean milliseconds by stage."""
+    counts = Text.assemble(
+        ("● ", "green" if now.at_work else "dim"),
+        (title, "bold"),
+        "  ",
+        (f"{now.answered}", "bold green"),
+        " answered  ",
+        (f"{now.rejected}", "bold red" if now.rejected else "dim"),
+        " rejected  ",
+        (f"{now.at_work}", "bold"),
+        " at work  ",
+        (f"{waiting}", "bold"),
+        " files waiting  ",
+        (f"{now.rate:.1f}", "bold"),
+        " jobs/s",
+    )
+    stages = " · ".join(f"{name} {ms:.0f}" for name, ms in now.stage_ms.items() if name != "total")
+    second = Text(f"  {stages} ms a job" if stages else "  waiting for the first job", style="dim")
+    return Group(counts, second)
+
+
+@contextmanager
+def no_display() -> Iterator[None]:
+    """Stands where a display would, in a pipe or a container."""
+    yield
+
+
+class Heartbeat:
+    """In a pipe or container: one log line a minute while jobs come, so that a quiet log means a quiet share."""
+
+    def __init__(self, now: Callable[[], Snapshot], waiting: Callable[[], int], every_s: float = 60.0) -> None:
+        self._now, self._waiting, self._every_s = now, waiting, every_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        before = (0, 0)
+        while not self._end.wait(self._every_s):
+            now = self._now()
+            if (now.answered, now.rejected) != before or now.at_work:
+                before = (now.answered, now.rejected)
+                logger.info(summary(now) + f", {self._waiting()} files waiting")
+
+
+def summary(now: Snapshot) -> str:
+    """`300 jobs answered (512 objects), 2 rejected (prompt 1, picture 1), 12.5 jobs/s`."""
+    reasons = ", ".join(f"{code} {count}" for code, count in sorted(now.reasons.items()))
+    rejected = f", {now.rejected} rejected ({reasons})" if now.rejected else ""
+    rate = now.answered / now.elapsed_s if now.elapsed_s else 0.0
+    return f"{now.answered} jobs answered ({now.objects} objects){rejected}, {rate:.1f} jobs/s"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], *, right: set[int] | None = None) -> Table:
+    """A plain table; columns whose index is in `right` are right-aligned."""
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index in (right or set()) else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made

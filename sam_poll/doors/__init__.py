@@ -1,0 +1,1 @@
+"""Doors: where jobs come from and answers go."""

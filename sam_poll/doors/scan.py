@@ -1,0 +1,254 @@
+"""The scan: looks at `in/` and says which settled pairs are ready to be claimed, and when to look again.
+
+Names first; only files that could make a job are looked at closer. Nothing is moved here.
+
+What can still go wrong here: a prompt that names its picture in its text (`"image"`) is read once to learn that name,
+and again only when the file changes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_poll import prompts
+from sam_poll.doors.layout import Layout, walk
+from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary
+from sam_poll.doors.watch import Watcher
+from sam_poll.errors import InputError, PromptError, SamPollError
+from sam_poll.images import ENDINGS, is_picture
+
+LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
+NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How the folder door behaves; see config.yaml for the meaning of each."""
+
+    rescan_s: float = 10.0
+    quiet_s: float = 2.0
+    events: bool = True
+    once: bool = False
+    missing_prompt: str = "wait"  # wait | everything | reject
+    pair_timeout_s: float | None = None
+    lone_s: float = LONE_S
+    parse: Callable[[bytes], prompts.PromptFile] = prompts.parse
+    prompt_bytes: int = 16 << 20
+
+
+@dataclass(slots=True)
+class Ready:
+    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere (it is at
+    work for a sibling, or in `done/`). `fault`: claim it only to reject it."""
+
+    prompt: str | None
+    picture: str | None
+    signatures: dict[str, Signature]
+    fault: SamPollError | None = None
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """For sorting: the oldest first."""
+        return max(s.mtime_ns for s in self.signatures.values()), self.prompt or self.picture or ""
+
+
+class Scanner:
+    """Finds ready pairs. Used by one thread; only the watcher's threads reach in, through `wake` and the hints."""
+
+    def __init__(self, layout: Layout, manners: Manners, wake: threading.Event) -> None:
+        self._layout, self._manners = layout, manners
+        self._hints: deque[tuple[Path, Hint, float]] = deque(maxlen=100_000)
+        self._settler = Settler(manners.quiet_s)
+        self._watcher = Watcher(layout.input, wake, lambda *hint: self._hints.append(hint))
+        self._folders: set[Path] = set()
+        self._named: dict[str, tuple[Signature, str | None]] = {}
+        self._first_seen: dict[str, float] = {}
+        self.due = 0.0
+        """When to look again at the latest, by the monotonic clock."""
+        self.waiting = 0
+        """Pictures and prompts in `in/` at the last scan."""
+
+    def close(self) -> None:
+        """End the watcher's threads."""
+        self._watcher.close()
+
+    def renew(self) -> None:
+        """After the folder was away: watch anew."""
+        self._watcher.close()
+        self._folders = set()
+
+    def scan(self, now: float, at_work: Collection[str]) -> list[Ready]:
+        """All settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share.
+
+        Raises OSError when the folder itself cannot be read.
+        """
+        self.due = NEVER
+        if self._manners.events and not self._folders:
+            self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
+        pictures, waiting = self._list(now)
+        self._take_hints()
+        index = Index({*pictures, *at_work})
+        seen = pictures | waiting
+        self.waiting = len(seen)
+        self._settler.forget_all_but(seen)
+        self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
+        self._named = {p: n for p, n in self._named.items() if p in waiting}
+        ready, spoken_for = [], set()
+        for prompt in waiting:
+            picture = self._picture_of(prompt, index)
+            if isinstance(picture, str):
+                spoken_for.add(picture)
+                files = [prompt, picture] if picture in pictures else [prompt]
+                ready.append(self._when_settled(files, now, prompt, picture))
+            else:
+                ready.append(self._lone_prompt(prompt, picture, now))
+        ready += [self._lone_picture(picture, now) for picture in pictures - spoken_for]
+        return sorted((r for r in ready if r), key=lambda r: r.age)
+
+    def learn(self, prompt: str, signature: Signature, image: str | None) -> None:
+        """Remember which picture a prompt's text names, and look again at once."""
+        self._named[prompt] = (signature, image)
+        self.due = 0.0
+
+    def _take_hints(self) -> None:
+        while self._hints:
+            path, hint, seen = self._hints.popleft()
+            self._settler.hint(os.path.relpath(path, self._layout.input).replace(os.sep, "/"), hint, seen)
+
+    def _list(self, now: float) -> tuple[set[str], set[str]]:
+        pictures, waiting, folders = set(), set(), {self._layout.input}
+        for path, entry in walk(self._layout.input):
+            if is_temporary(entry.name):
+                continue
+            if self._layout.is_prompt(entry.name):
+                waiting.add(path)
+            elif is_picture(entry.name):
+                pictures.add(path)
+            if "/" in path:
+                folders.add(self._layout.input / os.path.dirname(path))
+        if self._manners.events and folders != self._folders:
+            if folders - self._folders - {self._layout.input}:
+                self.due = now  # what came between the listing and the new watch is seen by one more look
+            self._watcher.look_at(folders)
+            self._folders = folders
+        return pictures, waiting
+
+    def _picture_of(self, prompt: str, index: Index) -> str | Ambiguous | None:
+        _, image = self._named.get(prompt, (None, None))
+        return index.named(prompt, image) if image else index.find(prompt)
+
+    def _when_settled(self, files: list[str], now: float, prompt: str | None, picture: str | None) -> Ready | None:
+        signatures, longest = {}, 0.0
+        for file in files:
+            signature = look(self._layout.input / file)
+            if signature is None:
+                return None
+            signatures[file] = signature
+            longest = max(longest, self._settler.settled_in(file, signature, now))
+        if longest > 0:
+            self.due = min(self.due, now + longest)
+            return None
+        return Ready(prompt, picture, signatures)
+
+    def _lone_prompt(self, prompt: str, found: Ambiguous | None, now: float) -> Ready | None:
+        ready = self._when_settled([prompt], now, prompt, None)
+        if ready is None:
+            return None
+        signature = ready.signatures[prompt]
+        known = self._named.get(prompt)
+        if known is None or known[0] != signature:
+            try:
+                known = (signature, self.read(prompt).image)
+            except PromptError as error:
+                # Nobody can say which picture it wants, so waiting for one would be for ever.
+                ready.fault = error
+                return ready
+            self._named[prompt] = known
+            if known[1]:
+                self.due = now
+                return None
+        if found and not known[1]:
+            ready.fault = _ambiguous(prompt, found)
+            return ready
+        return self._without_picture(ready, prompt, known[1], now)
+
+    def _without_picture(self, ready: Ready, prompt: str, image: str | None, now: float) -> Ready | None:
+        waited = now - self._first_seen[prompt]
+        if self._over(self._manners.lone_s, waited, now):
+            ready.picture = self._find_done(prompt, image)
+            if ready.picture:
+                return ready
+        limit = self._manners.pair_timeout_s
+        if limit is not None and self._over(limit, waited, now):
+            ready.fault = PromptError(
+                f"its picture did not come within {limit:g} s",
+                place=os.path.basename(prompt),
+                remedy="drop the picture, then `sam-poll retry`",
+            )
+            return ready
+        return None
+
+    def _lone_picture(self, picture: str, now: float) -> Ready | None:
+        policy, limit = self._manners.missing_prompt, self._manners.pair_timeout_s
+        if policy == "wait" and limit is None:
+            return None
+        if limit is not None and not self._over(limit, now - self._first_seen[picture], now):
+            return None
+        ready = self._when_settled([picture], now, None, picture)
+        if ready and policy != "everything":
+            name = os.path.basename(picture)
+            ready.fault = InputError(
+                "no prompt came" + (f" within {limit:g} s" if limit is not None else " with it"),
+                place=name,
+                remedy=f"drop {os.path.splitext(name)[0]}.json into the input folder, then `sam-poll retry`",
+            )
+        return ready
+
+    def _over(self, limit: float, waited: float, now: float) -> bool:
+        """Whether a wait is over; if not, it is a reason to look again, unless we only drain what is there."""
+        if waited < limit and not self._manners.once:
+            self.due = min(self.due, now + limit - waited)
+        return waited >= limit
+
+    def read(self, prompt: str) -> prompts.PromptFile:
+        """The prompt file, understood; PromptError. Reads at most one byte more than is allowed."""
+        with (self._layout.input / prompt).open("rb") as file:
+            return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
+
+    def _find_done(self, prompt: str, image: str | None) -> str | None:
+        """The picture in `done/` that a lone prompt means, as a path below it."""
+        folder, stem = os.path.dirname(prompt), os.path.splitext(os.path.basename(prompt))[0]
+        names = [image] if image else [stem, *spellings(stem)]
+        for name in names:
+            path = os.path.join(folder, name)
+            if is_picture(name) and look(self._layout.done / path):
+                return path
+        return None
+
+
+def look(path: Path) -> Signature | None:
+    """A regular file's signature; None if it is not there or something else."""
+    try:
+        stat = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns) if os.path.stat.S_ISREG(stat.st_mode) else None
+
+
+def spellings(stem: str) -> list[str]:
+    """The names a picture with this stem usually has: every ending, small and large."""
+    return [stem + e for ending in sorted(ENDINGS) for e in (ending, ending.upper())]
+
+
+def _ambiguous(prompt: str, found: Ambiguous) -> PromptError:
+    names = [os.path.basename(p) for p in found.pictures]
+    return PromptError(
+        f"fits {' and '.join(names)}",
+        place=os.path.basename(prompt),
+        remedy=f'say which in the prompt, `"image": "{names[0]}"`, or call it {names[0]}.json',
+    )

@@ -1,0 +1,183 @@
+"""Which files are complete, and which prompt belongs to which picture. Pure: the clock and the listing are passed in.
+
+A file is *settled* when its (inode, size, mtime) has not changed for a while by the monotonic clock. How long depends on
+what the watcher saw: a rename puts a whole file in place, a close ends one writer's work, and without a word from the
+watcher (polling, network shares, files found at start) only patience helps.
+
+What can still go wrong here: a writer that pauses for longer than `quiet_s` in the middle of a file looks finished.
+The picture's end marker, checked when it is decoded, catches most of these.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+RENAMED_S = 0.03  # `opened` follows `created` within 1 ms when somebody writes; no `opened` by then: it was renamed
+CLOSED_S = 0.3  # tools that open and close a file twice do so within this
+LOCAL_S = 2.0
+NETWORK_S = 10.0
+
+PROMPT_ENDINGS = frozenset({".json", ".prompt"})
+_TEMPORARY_ENDINGS = frozenset(
+    {".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", ".swp", ".opdownload", ".!sync"}
+)
+_TEMPORARY_STARTS = (".", "~$", "~syncthing~", "._", "#")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that copying tools use while they write: `.part`, `.tmp`, `.crdownload`, `~$…`, `.~lock…`,
+    dotfiles, rsync's `.dog.jpg.Ab12Cd`, Syncthing's `~syncthing~…` and `.syncthing.….tmp`, `dog.jpg~`."""
+    lower = name.lower()
+    return lower.startswith(_TEMPORARY_STARTS) or lower.endswith("~") or _ending(lower) in _TEMPORARY_ENDINGS
+
+
+class Signature(NamedTuple):
+    """What changes when a file changes."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+class Hint(IntEnum):
+    """What the watcher saw happen to a file last."""
+
+    OPENED = 0  # a writer, or a mere reader
+    WRITING = 1
+    CREATED = 2  # a name appeared and nobody has opened it (yet): a rename or a hard link from outside
+    CLOSED = 3
+    RENAMED = 4
+
+
+@dataclass(slots=True)
+class _Look:
+    signature: Signature
+    since: float
+    """Since when the signature has been the same."""
+
+
+class Settler:
+    """Remembers looks and hints, and says which files have settled. Times are of one monotonic clock, in seconds."""
+
+    def __init__(self, quiet_s: float = LOCAL_S, *, closed_s: float = CLOSED_S, renamed_s: float = RENAMED_S) -> None:
+        self._wait = {
+            Hint.WRITING: quiet_s,
+            Hint.CREATED: min(renamed_s, quiet_s),
+            Hint.CLOSED: min(closed_s, quiet_s),
+            Hint.RENAMED: min(renamed_s, quiet_s),
+        }
+        self._quiet_s = quiet_s
+        self._looks: dict[str, _Look] = {}
+        self._hints: dict[str, tuple[Hint, float]] = {}
+
+    def hint(self, path: str, hint: Hint, now: float) -> None:
+        """Take down what the watcher saw. Writing after a rename takes the rename's word back; reading does not."""
+        if hint is Hint.OPENED:
+            if self._hints.get(path, (None,))[0] is not Hint.CREATED:
+                return
+            hint = Hint.WRITING
+        self._hints[path] = (hint, now)
+
+    def settled_in(self, path: str, signature: Signature, now: float) -> float:
+        """Seconds until the file counts as settled if nothing changes; 0 or less: it has settled."""
+        look = self._looks.get(path)
+        if look is None or look.signature != signature:
+            look = self._looks[path] = _Look(signature, now)
+        hint, seen = self._hints.get(path, (None, 0.0))
+        if hint is None:
+            return look.since + self._quiet_s - now
+        if hint is Hint.WRITING:
+            return max(look.since, seen) + self._quiet_s - now
+        return seen + self._wait[hint] - now
+
+    def forget_all_but(self, paths: Collection[str]) -> None:
+        """Drop what is no longer there, so that a year of file names does not pile up."""
+        for book in (self._looks, self._hints):
+            for path in [p for p in book if p not in paths]:
+                del book[path]  # type: ignore[attr-defined]
+
+
+class Ambiguous(NamedTuple):
+    """A prompt that fits more than one picture."""
+
+    pictures: tuple[str, ...]
+
+
+class Index:
+    """The pictures of a listing, to be found by a prompt's name. Paths are relative to `in/`, with `/`."""
+
+    def __init__(self, pictures: Iterable[str]) -> None:
+        self._paths: set[str] = set()
+        self._by_stem: dict[tuple[str, str], list[str]] = {}
+        for path in pictures:
+            folder, name = _split(path)
+            self._paths.add(path)
+            self._by_stem.setdefault((folder, _stem(name)), []).append(path)
+
+    def named(self, prompt: str, image: str) -> str | None:
+        """The picture that a prompt names, beside it."""
+        path = _join(_split(prompt)[0], image)
+        return path if path in self._paths else None
+
+    def find(self, prompt: str) -> str | Ambiguous | None:
+        """The picture a prompt belongs to by its name, most exact first.
+
+        `dog.jpg.json` is for `dog.jpg`; `dog.json` for the picture with stem `dog`; `dog.left.json` for `dog` too,
+        if no picture is called `dog.left`.
+        """
+        folder, name = _split(prompt)
+        stem = _stem(name)
+        if _join(folder, stem) in self._paths:
+            return _join(folder, stem)
+        while stem:
+            found = self._by_stem.get((folder, stem), [])
+            if len(found) == 1:
+                return found[0]
+            if found:
+                return Ambiguous(tuple(sorted(found)))
+            if _join(folder, stem) in self._paths:  # dog.jpg.left.json
+                return _join(folder, stem)
+            stem, dot, _ = stem.rpartition(".")
+            if not dot:
+                break
+        return None
+
+    def same_stem(self, picture: str) -> list[str]:
+        """The pictures beside this one that differ from it in the ending only, itself included."""
+        folder, name = _split(picture)
+        return self._by_stem.get((folder, _stem(name)), [])
+
+
+def job_id(prompt: str, picture: str, *, shares_stem: bool, twin: bool) -> str:
+    """The path of a job's outputs below `out/`, without suffix.
+
+    Usually the prompt's path without its ending. `shares_stem`: another picture has this picture's stem, so the
+    picture's own ending must be in the name (`dog.png`); `twin`: `dog.json` lies beside `dog.prompt`, so the second
+    keeps its ending.
+    """
+    folder, name = _split(prompt)
+    stem, picture_name = _stem(name), _split(picture)[1]
+    if shares_stem and stem == _stem(picture_name):
+        stem = picture_name
+    return _join(folder, f"{stem}{_ending(name)}" if twin else stem)
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _ending(name: str) -> str:
+    return posixpath.splitext(name)[1]

@@ -1,0 +1,132 @@
+"""The watcher: wakes the folder door early, and says what it saw happen to a file. A hint, never the truth.
+
+What can still go wrong here: the kernel drops events when its queue overflows and nobody is told; network shares report
+only what this machine did; a folder that is deleted and made anew is no longer watched until the next scan. The door
+therefore scans every `rescan_s` in any case, and never asks whether the watcher lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from sam_poll.doors.settle import Hint
+
+# File systems on which another machine's writing raises no event here (inotify(7)); FUSE covers sshfs, rclone, SMB
+# through gvfs, and Docker Desktop's bind mounts.
+_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "ceph", "gluster", "lustre", "afs", "vboxsf", "prl_fs")
+_MAX_WATCHES = 64  # each costs two threads in watchdog; more subfolders than this are found by the scan
+_MOUNTS = Path("/proc/self/mountinfo")
+
+Hinted = Callable[[Path, Hint, float], None]
+
+
+def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
+    """The type of the file system a path lies on (`ext4`, `nfs4`, `fuse.sshfs`), "" where the system does not tell."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    target = str(path.resolve())
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].replace("\\040", " ")
+        inside = point == "/" or target == point or target.startswith(point + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), right.split(" ")[0]
+    return kind
+
+
+def is_network(kind: str) -> bool:
+    """Whether events of other machines are missing on this type of file system."""
+    return kind.lower().startswith(_NETWORK)
+
+
+class Watcher:
+    """Watches a folder and some of its subfolders, each by itself (recursive watches run out silently).
+
+    `wake` is set on every event; `hinted` is told path, hint and monotonic time. `close` ends its threads.
+    """
+
+    def __init__(self, root: Path, wake: threading.Event, hinted: Hinted) -> None:
+        self._root, self._wake, self._hinted = root, wake, hinted
+        self._watched: dict[Path, Any] = {}
+        self._observer: Any = None
+
+    def look_at(self, folders: set[Path]) -> None:
+        """Watch these folders (the root first, as many as can be had), and no others any more."""
+        wanted = sorted(folders, key=lambda f: (len(f.parts), f))[:_MAX_WATCHES]
+        try:
+            self._start()
+            for folder in [f for f in self._watched if f not in wanted]:
+                self._drop(folder)
+            for folder in wanted:
+                if folder not in self._watched:
+                    self._watched[folder] = self._observer.schedule(_Handler(self), str(folder), recursive=False)
+        except OSError as error:
+            # inotify's limits are reached, or the folder has just gone: the scan finds everything anyway.
+            logger.warning("cannot watch {} for events ({}); it is scanned every rescan_s", self._root, error)
+
+    def renew(self) -> None:
+        """Watch anew: after the root was gone, what its old watches point at is no longer the folder."""
+        self.close()
+
+    def close(self) -> None:
+        """End the threads."""
+        observer, self._observer = self._observer, None
+        self._watched.clear()
+        if observer is not None:
+            observer.stop()
+            observer.join(5)
+
+    def _start(self) -> None:
+        if self._observer is None:
+            from watchdog.observers import Observer
+
+            self._observer = Observer()
+            self._observer.daemon = True
+            self._observer.start()
+
+    def _drop(self, folder: Path) -> None:
+        watch = self._watched.pop(folder)
+        with contextlib.suppress(KeyError, OSError):
+            self._observer.unschedule(watch)
+
+    def seen(self, kind: str, path: Path) -> None:
+        """One event of the file `path`."""
+        hint = _HINTS.get(kind)
+        if hint is not None:
+            self._hinted(path, hint, time.monotonic())
+        if kind != "opened":
+            self._wake.set()
+
+
+_HINTS = {
+    "created": Hint.CREATED,
+    "moved": Hint.RENAMED,
+    "modified": Hint.WRITING,
+    "opened": Hint.OPENED,
+    "closed": Hint.CLOSED,
+}
+
+
+class _Handler:
+    """What watchdog calls; it needs only `dispatch`."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def dispatch(self, event: Any) -> None:
+        if event.is_directory:
+            if event.event_type in ("created", "moved", "deleted"):
+                self._watcher.seen("folder", Path())
+            return
+        path = event.dest_path if event.event_type == "moved" else event.src_path
+        self._watcher.seen(event.event_type, Path(path))

@@ -1,0 +1,96 @@
+"""The few file system moves everything else is made of: write whole, move without overwriting, show a name.
+
+What can still go wrong here: `move_new` looks and then renames, so two processes that move *different* files to the
+same new name in the same instant may overwrite; claims see to it that a file has one owner. fsync of a folder is not
+supported on some network shares and is then left out: a crash of the *server* may undo a rename there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+TEMP_PREFIX = ".sam_poll-"
+_serial = itertools.count()
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """Write a file so that nobody ever sees half of it: temporary name in the same folder, flush to disk, rename.
+
+    Raises OSError; the temporary file is gone then. The folder itself is flushed by `sync_folder`, once for many files.
+    """
+    temporary = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut, where the file system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _NO_FSYNC:
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def move_new(source: Path, target: Path) -> None:
+    """Rename within one file system, creating the target's folder; FileExistsError if the target is taken."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "already there", str(target))
+    source.rename(target)
+
+
+def exists(path: Path) -> bool:
+    """Whether a name is taken, a broken link included; OSError other than "not there" is raised, not read as no."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def free_suffix(candidates: Iterable[Path]) -> str:
+    """The first of "", "~2", "~3" … that makes every path free when put behind its stem: `dog.jpg` → `dog~2.jpg`.
+
+    One suffix for all keeps a pair a pair.
+    """
+    paths = list(candidates)
+    for number in itertools.count(1):
+        suffix = "" if number == 1 else f"~{number}"
+        if not any(exists(with_suffix(path, suffix)) for path in paths):
+            return suffix
+    raise AssertionError("unreachable")
+
+
+def with_suffix(path: Path, suffix: str) -> Path:
+    """`dog.jpg` and `~2` → `dog~2.jpg`."""
+    return path.with_name(f"{path.stem}{suffix}{path.suffix}") if suffix else path
+
+
+def shown(name: object) -> str:
+    """A file name as it may go into a log or an error: line breaks, control and undecodable bytes escaped."""
+    text = str(name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

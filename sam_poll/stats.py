@@ -1,0 +1,89 @@
+"""Counts and timings of a run: what the progress display, the log's last line and `--once`'s exit code read.
+
+What can still go wrong here: nothing waits on these numbers; they are of this process only, and start at zero with it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_RECENT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The numbers at one moment. `rate` is answered jobs a second over the last 30 s; `stage_ms` means over all jobs."""
+
+    answered: int
+    rejected: int
+    objects: int
+    at_work: int
+    reasons: dict[str, int]
+    rate: float
+    elapsed_s: float
+    stage_ms: dict[str, float]
+    last: str
+
+
+class Stats:
+    """Thread-safe counters."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._answered = self._rejected = self._objects = self._at_work = 0
+        self._reasons: Counter[str] = Counter()
+        self._stages: Counter[str] = Counter()
+        self._recent: deque[float] = deque(maxlen=10_000)
+        self._last = ""
+
+    def took(self) -> None:
+        """A job has come in."""
+        with self._lock:
+            self._at_work += 1
+
+    def answered(self, job_id: str, objects: int, timings: Mapping[str, float]) -> None:
+        """A job's answer is delivered; `timings` are milliseconds by stage."""
+        with self._lock:
+            self._at_work -= 1
+            self._answered += 1
+            self._objects += objects
+            self._stages.update({k: v for k, v in timings.items()})  # type: ignore[arg-type]
+            self._recent.append(time.monotonic())
+            self._last = job_id
+
+    def rejected(self, job_id: str, code: str) -> None:
+        """A job is rejected; `code` is the error's (`prompt`, `picture` …)."""
+        with self._lock:
+            self._at_work -= 1
+            self._rejected += 1
+            self._reasons[code] += 1
+            self._last = job_id
+
+    def released(self) -> None:
+        """A job went back unanswered."""
+        with self._lock:
+            self._at_work -= 1
+
+    def now(self) -> Snapshot:
+        """All numbers, consistent with each other."""
+        with self._lock:
+            moment = time.monotonic()
+            while self._recent and self._recent[0] < moment - _RECENT_S:
+                self._recent.popleft()
+            elapsed = moment - self._started
+            return Snapshot(
+                answered=self._answered,
+                rejected=self._rejected,
+                objects=self._objects,
+                at_work=self._at_work,
+                reasons=dict(self._reasons),
+                rate=len(self._recent) / max(1e-9, min(_RECENT_S, elapsed)),
+                elapsed_s=elapsed,
+                stage_ms={k: v / max(1, self._answered) for k, v in self._stages.items()},
+                last=self._last,
+            )
