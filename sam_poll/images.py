@@ -178,8 +178,8 @@ def _decoded_by_pillow(data: bytes) -> Pixels:
 
 
 def _as_cvat_shows(grey: npt.NDArray[Any]) -> tuple[Pixels, str]:
-    """16-bit grey → 8 bits as in CVAT's preview (media_extractors.py, `_compress_image`): stretched from the smallest to
-    the largest value, then the histogram equalised; so the network sees what the person who clicked saw."""
+    """16-bit grey → 8 bits as CVAT shows it (its media_extractors.py, `_compress_image`): stretched from the smallest
+    to the largest value, then the histogram equalised; so the network sees what the person who clicked saw."""
     from PIL import Image, ImageOps  # seldom needed
 
     low, high = int(grey.min()), int(grey.max())
