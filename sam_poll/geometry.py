@@ -261,7 +261,8 @@ def _contour(outer: Chain, inner: list[Chain], corner: tuple[int, int], toleranc
     polygons = _kept_true([outer, *kept], tolerance)
     x, y, width, height = cv2.boundingRect(outer)
     left, top = corner
-    points, *holes = (polygon + np.array([left, top]) for polygon in polygons)
+    # a narrow rectangle may reach over the picture's left or upper edge, which readers refuse
+    points, *holes = (np.maximum(polygon + np.array([left, top]), 0) for polygon in polygons)
     box = Box(x + left, y + top, x + left + width, y + top + height)
     return Contour(points=points, holes=tuple(holes), area=area, box=box)
 
