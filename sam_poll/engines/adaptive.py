@@ -6,6 +6,7 @@ What can still go wrong here: the ladder's last step fails (`TooLargeError`, thi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -33,11 +34,13 @@ class Steppable(Engine, Protocol):
 
 
 class AdaptiveEngine:
-    """Wraps an engine; see the module's docstring. `encode` and `decode` are for the one device thread."""
+    """Wraps an engine and puts it on the plan's step. `encode` and `decode` are for the one device thread."""
 
     def __init__(self, engine: Steppable, plan: Plan) -> None:
         self.engine = engine
         self.plan = plan
+        if not self._apply(plan.step):
+            self._step_down("encode", "the model itself")
 
     @property
     def info(self) -> ModelInfo:
@@ -96,7 +99,8 @@ class AdaptiveEngine:
             return
         logger.info("memory has been enough for a while: trying {}", step)
         if not self._apply(step):
-            self._step_down("encode", "the step up itself")
+            with contextlib.suppress(TooLargeError):  # there is an answer: the next call may fail, this one has not
+                self._step_down("encode", "while stepping up")
 
     def _apply(self, step: Step) -> bool:
         """False when even the change of step runs out of memory (weights converted or moved)."""

@@ -6,21 +6,17 @@ still go wrong here: the publisher moves a file (404), or the disk under the cac
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_poll.engines.download import Progress, fetch, sha256_of
 from sam_poll.errors import ModelError
 
 BASE_URL = "https://dl.fbaipublicfiles.com/"
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
-CHUNK = 1 << 20
-TIMEOUT_S = 60  # for the next bytes, not for the whole file
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +143,18 @@ def _entry(name: str) -> Model:
     return MODELS[name]
 
 
+def download(
+    name: str, *, cache: Path | None = None, base_url: str = BASE_URL, progress: Progress | None = None
+) -> Path:
+    """The catalogue model `name` in the cache, downloaded and verified if it is not there yet. Raises ModelError.
+
+    `progress` gets the bytes done and the bytes in all. A cut download is continued by the next call.
+    """
+    entry = _entry(name)
+    url = f"{base_url.rstrip('/')}/{entry.path}"
+    return fetch(url, path_of(name, cache=cache), sha256=entry.sha256, size_hint=entry.size, progress=progress)
+
+
 def verify(model: Path | str) -> bool | None:
     """Whether a model's file has its known SHA-256. None: no hash is known for it. ModelError: there is no file."""
     path = path_of(model) if isinstance(model, str) and model in MODELS else Path(model)
@@ -154,12 +162,3 @@ def verify(model: Path | str) -> bool | None:
         raise ModelError("there is no such file", place=str(path), remedy="download it with `sam-poll models download`")
     known = {entry.filename: entry.sha256 for entry in MODELS.values()}.get(path.name)
     return sha256_of(path) == known if known else None
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hex, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -155,9 +155,9 @@ def _build(
     make = _sam1 if family == "sam1" else _sam2
     model, engine_class = make(spec, weights, stages)
     first = _first_step(device, _side_of(model), max_batch)
+    plan = Plan(first, min_side=min_side, half=device.half)
     with stages.stage("to device"):
-        engine = engine_class(model, first, name=spec.name, weights=lambda: checkpoint.read(path))
-    return AdaptiveEngine(engine, Plan(first, min_side=min_side, half=device.half))
+        return AdaptiveEngine(engine_class(model, name=spec.name, weights=lambda: checkpoint.read(path)), plan)
 
 
 def _checkpoint_path(spec: ModelSpec) -> Path:

@@ -87,7 +87,7 @@ class Plan:
         self._half = half
         self._patience = patience
         self._successes = 0
-        self._on_trial = False
+        self._fallback: Step | None = None  # while a step up is on trial: the step that worked
 
     @property
     def step(self) -> Step:
@@ -100,11 +100,13 @@ class Plan:
         return self._taken[0]
 
     def down(self, call: Call | None = None) -> Step | None:
-        """One step down for the call that failed; None when nothing is left that could help it."""
-        if self._on_trial:  # the memory that we hoped for has not come back
+        """The step to try after `call` failed; None when nothing is left that could help it."""
+        if self._fallback:  # the memory that we hoped for has not come back
             self._patience = min(self._patience * 2, MAX_PATIENCE)
-        self._successes, self._on_trial = 0, False
-        step = next_step(self.step, self.first, min_side=self._min_side, half=self._half, call=call)
+            step: Step | None = self._fallback
+        else:
+            step = next_step(self.step, self.first, min_side=self._min_side, half=self._half, call=call)
+        self._successes, self._fallback = 0, None
         if step:
             self._taken.append(step)
         return step
@@ -112,8 +114,10 @@ class Plan:
     def succeeded(self) -> Step | None:
         """Counts a call that worked; the step to go up to when it is time to try that, else None."""
         self._successes += 1
-        if len(self._taken) == 1 or self._successes < self._patience:
+        if self._successes < self._patience:
             return None
-        self._taken.pop()
-        self._successes, self._on_trial = 0, True
+        self._successes, self._fallback = 0, None
+        if len(self._taken) == 1:
+            return None
+        self._fallback = self._taken.pop()
         return self.step

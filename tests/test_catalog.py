@@ -1,0 +1,317 @@
+"""Model names, paths and downloads, against a server on this machine."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sam_poll.engines import catalog, download
+from sam_poll.engines.catalog import MODELS, Model, resolve
+from sam_poll.errors import ModelError
+
+BODY = bytes(range(256)) * 40_000  # 10 MB
+NAME = "small"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves BODY; what it does wrong is set from outside."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body = BODY
+        self.ranges = True
+        self.cut_after: list[int] = []  # bytes sent in the next answers before the connection is closed
+        self.drop = False
+        self.status: int | None = None
+        self.starts: list[int] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def do_GET(self) -> None:
+        if self.server.drop:
+            self.connection.close()
+            return
+        if self.server.status:
+            self.send_error(self.server.status)
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(wanted[1]) if wanted and self.server.ranges else 0
+        self.server.starts.append(start)
+        if start >= len(self.server.body):
+            self.send_error(416)
+            return
+        body = self.server.body[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.server.cut_after:
+            self.wfile.write(body[: self.server.cut_after.pop(0)])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> Model:
+    model = Model(NAME, "sam2", "x.yaml", "some/small.pt", len(BODY), hashlib.sha256(BODY).hexdigest())
+    monkeypatch.setitem(MODELS, NAME, model)
+    return model
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in the cache, but for the lock."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_a_download_is_whole_and_reports_its_progress(server: Server, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    path = catalog.download(NAME, cache=tmp_path / "a" / "b", base_url=server.url, progress=lambda *at: seen.append(at))
+    assert path == tmp_path / "a" / "b" / "small.pt"
+    assert path.read_bytes() == BODY
+    assert names(path.parent) == {"small.pt"}
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (len(BODY), len(BODY))
+    assert {total for _, total in seen} == {len(BODY)}
+
+
+def test_a_model_that_is_there_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "small.pt").write_bytes(b"mine")
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == b"mine"
+    assert server.starts == []
+
+
+def test_a_part_is_continued_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "small.pt.part").write_bytes(BODY[:3_000_000])
+    seen: list[tuple[int, int]] = []
+    path = catalog.download(NAME, cache=tmp_path, base_url=server.url, progress=lambda *at: seen.append(at))
+    assert server.starts == [3_000_000]
+    assert path.read_bytes() == BODY
+    assert seen[0][0] > 3_000_000
+    assert seen[-1] == (len(BODY), len(BODY))
+
+
+def test_a_whole_part_needs_only_its_name(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "small.pt.part").write_bytes(BODY)
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+
+
+def test_a_server_that_cannot_resume_starts_over(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    (tmp_path / "small.pt.part").write_bytes(b"x" * 3_000_000)
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+
+
+def test_a_cut_connection_is_continued_in_the_same_call(server: Server, tmp_path: Path) -> None:
+    server.cut_after = [4_000_000, 5_000_000]
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+    assert server.starts == [0, 4_000_000, 9_000_000]
+
+
+def test_a_line_that_stays_dead_is_an_error_and_the_next_call_continues(server: Server, tmp_path: Path) -> None:
+    server.cut_after = [4_000_000, 0]
+    with pytest.raises(ModelError, match=r"cut.*continues where it stopped"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == {"small.pt.part"}
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+    assert server.starts == [0, 4_000_000, 4_000_000]
+
+
+def test_a_server_that_hangs_up_at_once_is_an_error(server: Server, tmp_path: Path) -> None:
+    server.drop = True
+    with pytest.raises(ModelError, match="cut"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("with_part", [False, True])
+def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path, with_part: bool) -> None:
+    server.body = BODY[:-1] + b"?"
+    if with_part:
+        (tmp_path / "small.pt.part").write_bytes(BODY[:1000])
+    with pytest.raises(ModelError, match=r"SHA-256 .* instead of"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == set()
+
+
+def test_a_part_longer_than_the_file_is_removed_and_said(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "small.pt.part").write_bytes(BODY + b"more")
+    with pytest.raises(ModelError, match="SHA-256"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("status", [404, 403, 500])
+def test_an_http_error_is_named_with_its_address(server: Server, tmp_path: Path, status: int) -> None:
+    server.status = status
+    with pytest.raises(ModelError, match=str(status)) as caught:
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert caught.value.place == f"{server.url}some/small.pt"
+    assert names(tmp_path) == set()
+
+
+def test_no_network_is_said_with_a_remedy(server: Server, tmp_path: Path) -> None:
+    port = server.server_address[1]
+    server.socket.close()  # nobody listens there any more
+    with pytest.raises(ModelError, match=r"cannot be reached.*proxy.*by hand"):
+        catalog.download(NAME, cache=tmp_path, base_url=f"http://127.0.0.1:{port + 1 if port < 65535 else port - 1}/")
+
+
+def test_too_little_room_is_said_before_anything_is_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ModelError, match="no room"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_on_the_way_gets_its_room_back(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download.os, "fsync", full)
+    with pytest.raises(ModelError, match="no room"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == set()
+
+
+def test_a_cache_that_cannot_be_made_is_said(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ModelError, match="SAM_POLL_CACHE"):
+        catalog.download(NAME, cache=tmp_path / "file", base_url=server.url)
+
+
+def test_only_http_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="http"):
+        catalog.download(NAME, cache=tmp_path, base_url="file:///etc/")
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from sam_poll.engines import catalog
+url, cache, length, sha256 = sys.argv[1:]
+catalog.MODELS["small"] = catalog.Model("small", "sam2", "x.yaml", "some/small.pt", int(length), sha256)
+catalog.download("small", cache=Path(cache), base_url=url)
+"""
+
+
+def test_three_processes_at_once_fetch_it_once(server: Server, tmp_path: Path, small_model: Model) -> None:
+    command = [sys.executable, "-c", PROCESS, server.url, str(tmp_path), str(len(BODY)), small_model.sha256]
+    workers = [subprocess.Popen(command) for _ in range(3)]
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    assert (tmp_path / "small.pt").read_bytes() == BODY
+    assert server.starts == [0]
+
+
+def test_verify_tells_right_wrong_and_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM_POLL_CACHE", str(tmp_path))
+    right = tmp_path / "small.pt"
+    right.write_bytes(BODY)
+    assert catalog.verify(NAME) is True
+    assert catalog.verify(right) is True
+    right.write_bytes(BODY[:-1])
+    assert catalog.verify(NAME) is False
+    own = tmp_path / "own.pt"
+    own.write_bytes(b"")
+    assert catalog.verify(own) is None
+    with pytest.raises(ModelError, match="no such file"):
+        catalog.verify(tmp_path / "none.pt")
+
+
+def test_the_catalogue_is_consistent() -> None:
+    assert len(MODELS) == 11 + 1  # and the small one of these tests
+    for name, model in MODELS.items():
+        assert name == model.name
+        assert re.fullmatch(r"[0-9a-f]{64}", model.sha256)
+        assert model.family in ("sam1", "sam2")
+        assert (model.config is None) == (model.family == "sam1")
+    assert len({model.sha256 for model in MODELS.values()}) == len(MODELS)
+    assert len({model.filename for model in MODELS.values()}) == len(MODELS)
+
+
+def test_addresses_are_the_publishers() -> None:
+    assert MODELS["sam_vit_b"].path == "segment_anything/sam_vit_b_01ec64.pth"
+    assert MODELS["sam2.1_hiera_base_plus"].path == "segment_anything_2/092824/sam2.1_hiera_base_plus.pt"
+    assert MODELS["sam2_hiera_tiny"].config == "configs/sam2/sam2_hiera_t.yaml"
+    assert MODELS["sam2.1_hiera_base_plus"].config == "configs/sam2.1/sam2.1_hiera_b+.yaml"
+
+
+def test_the_cache_follows_the_environment() -> None:
+    assert catalog.cache_dir({"SAM_POLL_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a")
+    assert catalog.cache_dir({"XDG_CACHE_HOME": "/b"}) == Path("/b/sam_poll")
+    assert catalog.cache_dir({}) == Path.home() / ".cache" / "sam_poll"
+
+
+def test_a_catalogue_name_is_resolved_to_its_file_in_the_cache(tmp_path: Path) -> None:
+    spec = resolve("sam2.1_hiera_tiny", cache_dir=tmp_path, env={})
+    assert spec.checkpoint == tmp_path / "sam2.1_hiera_tiny.pt"
+    assert (spec.family, spec.config) == ("sam2", "configs/sam2.1/sam2.1_hiera_t.yaml")
+    assert spec.sha256 == MODELS["sam2.1_hiera_tiny"].sha256
+
+
+def test_the_demo_is_bundled() -> None:
+    spec = resolve("demo", env={})
+    assert spec.checkpoint is not None
+    assert spec.checkpoint.is_file()
+    assert Path(str(spec.config)).is_file()
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    own = tmp_path / "my model"
+    own.write_bytes(b"")
+    spec = resolve(str(own), env={})
+    assert (spec.name, spec.checkpoint, spec.family, spec.sha256) == ("my model", own, None, None)
+    assert resolve(str(own), config="x.yaml", env={}).family == "sam2"
+    assert resolve(str(own), model_type="vit_b", env={}).family == "sam1"
+    assert resolve("gone.pth", env={}).checkpoint == Path("gone.pth")
+
+
+def test_the_environment_names_the_model_only_when_nobody_else_does() -> None:
+    env = {"MODEL": "/m/x.pt", "MODEL_CFG": "sam2.1_hiera_t.yaml"}
+    spec = resolve("", env=env)
+    assert (spec.checkpoint, spec.config) == (Path("/m/x.pt"), "sam2.1_hiera_t.yaml")
+    assert resolve("demo", env=env).name == "demo"
+    assert resolve("/m/y.pt", env=env).config is None
+    with pytest.raises(ModelError, match="no model is named"):
+        resolve("", env={})
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match=r"sam2\.1_hiera_tiny"):
+        resolve("sam3", env={})
+    with pytest.raises(ModelError, match="to download"):
+        catalog.download("demo")
