@@ -210,9 +210,13 @@ class Pipeline:
         with _timed(task, "decode"):
             data = _read(job.picture) if isinstance(job.picture, Path) else job.picture
             info = self._engine.info
-            task.picture = images.decode(
-                data, cover=info.side, both=info.family != "sam1", max_pixels=self._sizes.max_pixels
-            )
+            try:
+                task.picture = images.decode(
+                    data, cover=info.side, both=info.family != "sam1", max_pixels=self._sizes.max_pixels
+                )
+            except PictureError as error:
+                error.place = error.place or _file_name(job)
+                raise
             task.prompts = prompts.fit(job.prompts, task.picture.size)
             task.prepared = self._engine.prepare(task.picture)
         self._device_queue.put(task)
@@ -386,6 +390,10 @@ def _read(path: Path) -> bytes:
                 f"the file has {size >> 20} MiB; at most {_MAX_BYTES >> 20} are read", place=shown(path.name)
             )
         return file.read()
+
+
+def _file_name(job: Job) -> str | None:
+    return shown(job.picture.name) if isinstance(job.picture, Path) else None
 
 
 def _log_answer(result: Result) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -31,6 +32,7 @@ from sam_poll.fs import exists, free_suffix, move_new, shown, sync_folder, with_
 from sam_poll.types import Document, Everything, Job
 
 _STOP_S = 0.25  # how soon a set `stop` is noticed
+_RECENT = 1000  # pictures whose place in done/ is remembered, for prompts of the same scan that come to their turn later
 _NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
 
@@ -70,6 +72,7 @@ class FolderDoor:
         self._scanner = Scanner(layout, self.manners, self._wake)
         self._lock = threading.Lock()
         self._pictures: dict[str, _Picture] = {}
+        self._recent: OrderedDict[str, _Picture] = OrderedDict()
         self._prompts: set[str] = set()
 
     def __enter__(self) -> FolderDoor:
@@ -87,6 +90,11 @@ class FolderDoor:
     def waiting(self) -> int:
         """Pictures and prompts in `in/` at the last scan."""
         return self._scanner.waiting
+
+    @property
+    def scans(self) -> int:
+        """How often `in/` has been looked through."""
+        return self._scanner.scans
 
     def jobs(self, stop: threading.Event) -> Iterator[Job]:
         """Claimed jobs, oldest first, until `stop` is set or (`once`) nothing is left that could become a job."""
@@ -133,6 +141,7 @@ class FolderDoor:
 
     def _claim(self, ready: Ready) -> Job | None:
         """Take a pair out of `in/`; None if it changed, vanished, or its name is still in `work/`."""
+        self._shared(ready)
         if any(look(self.layout.input / file) != signature for file, signature in ready.signatures.items()):
             return None
         fault, parsed = ready.fault, None
@@ -149,6 +158,13 @@ class FolderDoor:
             claim = self._take(ready)
         return self._job(claim, parsed, fault) if claim else None
 
+    def _shared(self, ready: Ready) -> None:
+        """A picture that a sibling of the same scan has taken meanwhile is no longer in `in/`, but still to be had."""
+        if ready.picture in ready.signatures and look(self.layout.input / ready.picture) is None:
+            with self._lock:
+                if ready.picture in self._pictures or ready.picture in self._recent:
+                    del ready.signatures[ready.picture]
+
     def _take(self, ready: Ready) -> _Claim | None:
         """The renames. None: a file of this name is still at work, or the shared picture has just gone."""
         if ready.prompt in self._prompts:
@@ -157,9 +173,12 @@ class FolderDoor:
         if ready.picture and ready.picture in ready.signatures:
             if picture:
                 return None
-            picture = self._pull(ready.picture, ready.prompt)
+            picture = self._pull(ready.picture)
         elif ready.picture and not picture:
-            picture = _Picture(self.layout.done / ready.picture, ready.picture, stays=True)
+            recent = self._recent.get(ready.picture)
+            suffix = recent.suffix if recent else ""
+            place = with_suffix(self.layout.done / ready.picture, suffix)
+            picture = _Picture(place, ready.picture, suffix, stays=True)
             if not look(picture.path):
                 return None
         if ready.prompt:
@@ -175,10 +194,10 @@ class FolderDoor:
             self._pictures[picture.rel] = picture
         return _Claim(picture, ready.prompt, ready.prompt or ready.picture or "")
 
-    def _pull(self, rel: str, prompt: str | None) -> _Picture:
+    def _pull(self, rel: str) -> _Picture:
         # Its name in done/ is chosen now, because the answers will carry it.
-        wanted = [self.layout.done / name for name in (rel, prompt) if name]
-        picture = _Picture(self.layout.work / rel, rel, "" if self.layout.delete_input else free_suffix(wanted))
+        suffix = "" if self.layout.delete_input else free_suffix([self.layout.done / rel])
+        picture = _Picture(self.layout.work / rel, rel, suffix)
         move_new(self.layout.input / rel, picture.path)
         return picture
 
@@ -265,6 +284,10 @@ class FolderDoor:
             name = self._move(picture.path, with_suffix(home / picture.rel, suffix))
             if home == target:
                 claim.moved.append(name)
+            if home == self.layout.done:
+                self._recent[picture.rel] = picture
+                if len(self._recent) > _RECENT:
+                    self._recent.popitem(last=False)
         picture.users -= 1
         if not picture.users:
             del self._pictures[picture.rel]

@@ -72,6 +72,8 @@ class Scanner:
         """When to look again at the latest, by the monotonic clock."""
         self.waiting = 0
         """Pictures and prompts in `in/` at the last scan."""
+        self.scans = 0
+        """How often `in/` has been looked through."""
 
     def close(self) -> None:
         """End the watcher's threads."""
@@ -95,6 +97,7 @@ class Scanner:
         index = Index({*pictures, *at_work})
         seen = pictures | waiting
         self.waiting = len(seen)
+        self.scans += 1
         self._settler.forget_all_but(seen)
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
         self._named = {p: n for p, n in self._named.items() if p in waiting}
@@ -179,7 +182,8 @@ class Scanner:
 
     def _without_picture(self, ready: Ready, prompt: str, image: str | None, now: float) -> Ready | None:
         waited = now - self._first_seen[prompt]
-        if self._over(self._manners.lone_s, waited, now):
+        # Who only drains what is there expects no picture to come any more.
+        if self._over(0.0 if self._manners.once else self._manners.lone_s, waited, now):
             ready.picture = self._find_done(prompt, image)
             if ready.picture:
                 return ready

@@ -8,6 +8,7 @@ therefore scans every `rescan_s` in any case, and never asks whether the watcher
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -74,10 +75,6 @@ class Watcher:
             # inotify's limits are reached, or the folder has just gone: the scan finds everything anyway.
             logger.warning("cannot watch {} for events ({}); it is scanned every rescan_s", self._root, error)
 
-    def renew(self) -> None:
-        """Watch anew: after the root was gone, what its old watches point at is no longer the folder."""
-        self.close()
-
     def close(self) -> None:
         """End the threads."""
         observer, self._observer = self._observer, None
@@ -90,6 +87,8 @@ class Watcher:
         if self._observer is None:
             from watchdog.observers import Observer
 
+            # It reports on stderr that an event came while it was being stopped; nobody can do anything about that.
+            logging.getLogger("watchdog").setLevel(logging.CRITICAL)
             self._observer = Observer()
             self._observer.daemon = True
             self._observer.start()

@@ -1,0 +1,166 @@
+"""Settings become objects here: doors, engine, formats, pipeline; and here they are started and stopped in order.
+
+The only room that knows all others. Signals set an event and nothing else; a second one ends the process at once (what
+was at work comes back at the next start).
+
+What can still go wrong here: a thread that hangs inside a driver does not end with its process's good will; after
+`drain_s` the run ends without it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from rich.console import Console
+
+from sam_poll import console as screen
+from sam_poll import engines, formats, prompts
+from sam_poll.doors.files import FilesDoor
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.scan import Manners
+from sam_poll.doors.settle import LOCAL_S, NETWORK_S
+from sam_poll.doors.watch import file_system, is_network
+from sam_poll.errors import ExitCode
+from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.settings import Settings
+from sam_poll.types import Engine, Format, Job, Result
+
+
+def layout_of(settings: Settings, **more: Any) -> Layout:
+    """The share's folders as the folder door wants them."""
+    f = settings.folders
+    return Layout(input=f.input, work=f.work, output=f.output, done=f.done, failed=f.failed, **more)
+
+
+def manners_of(settings: Settings, *, once: bool) -> Manners:
+    """How the folder door behaves, after a look at the file system under `input`."""
+    existing = next(p for p in (settings.folders.input, *settings.folders.input.parents) if p.exists())
+    kind = file_system(existing)
+    network = is_network(kind)
+    mode = settings.watch.mode
+    events = mode == "events" or (mode == "auto" and not network)
+    settle = settings.watch.settle_s
+    if network and mode == "events":
+        logger.warning("{} is on {}: events of other machines do not arrive there; `watch.mode: auto` polls", existing, kind)
+    return Manners(
+        rescan_s=settings.watch.rescan_s,
+        quiet_s=(NETWORK_S if network else LOCAL_S) if settle == "auto" else settle,
+        events=events,
+        once=once,
+        missing_prompt=settings.missing_prompt,
+        pair_timeout_s=settings.pair_timeout_s,
+        parse=partial(prompts.parse, max_bytes=settings.limits.prompt_bytes, max_prompts=settings.limits.prompts),
+        prompt_bytes=settings.limits.prompt_bytes,
+    )
+
+
+def formats_of(settings: Settings, names: Sequence[str] | None = None) -> list[Format]:
+    """The output formats, ready."""
+    options = formats.FormatOptions(
+        tolerance_px=settings.contours.tolerance_px,
+        min_area_px=settings.contours.min_area_px,
+        mask=settings.mask,
+        overlay_max_side=settings.overlay.max_side,
+    )
+    return formats.load(names or settings.formats, options)
+
+
+def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
+    """Thread counts for this machine. Reading a picture takes about as long as finishing one; on a GPU the pools feed
+    it, on a CPU the network takes all cores and the pools only fill gaps."""
+    cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    p = settings.pipeline
+    threads = min(8, max(1, cores // 2))
+    return Sizes(
+        decode_threads=threads if p.decode_threads == "auto" else p.decode_threads,
+        finish_threads=threads if p.finish_threads == "auto" else p.finish_threads,
+        queue=p.queue,
+        cache_mib=p.cache_mib,
+        max_pixels=int(settings.limits.picture_mpx * 1_000_000),
+    )
+
+
+def engine_of(settings: Settings, *, model_type: str | None = None, on_stage: Callable[[str], None] | None = None) -> Engine:
+    """The network the settings name, loaded. ModelError says what is in the way."""
+    memory, batch = settings.memory, settings.pipeline.batch
+    return engines.load(
+        engines.resolve(settings.model, config=settings.model_cfg, model_type=model_type),
+        device=settings.device,
+        precision=settings.precision,
+        max_batch=None if batch == "auto" else batch,
+        budget_mib=None if memory.budget_mib == "auto" else memory.budget_mib,
+        reserve_mib=memory.reserve_mib,
+        min_side=memory.min_side,
+        load_timeout_s=settings.load_timeout_s,
+        on_stage=on_stage,
+    )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. The second signal ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch(settings: Settings, *, once: bool = False, layout: Layout | None = None, model_type: str | None = None) -> ExitCode:
+    """The daemon: answer what is dropped, until a signal comes or (`once`) everything is drained."""
+    live = screen.wants_live(settings.log)
+    console = Console(stderr=True) if live else None
+    screen.set_up_log(settings.log, settings.log_level, console=console)
+    layout = layout or layout_of(settings)
+    manners = manners_of(settings, once=once)
+    # The share is proved before the model is loaded: the cheap mistake is told first.
+    with stop_on_signals() as stop, FolderDoor(layout, manners) as door:
+        engine = engine_of(settings, model_type=model_type)
+        pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings))
+        how = "events" if manners.events else "polling"
+        logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
+        now = pipeline.stats.now
+        title = f"{engine.info.name} on {engine.info.device}"
+        display = (
+            screen.Progress(title, now, lambda: door.waiting, console) if console else screen.Heartbeat(now, lambda: door.waiting)
+        )
+        with display:
+            pipeline.run(door, stop)
+        waiting = f"; {door.waiting} files still wait in {layout.input}" if once and door.waiting else ""
+        logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), waiting)
+        return ExitCode.FAILED_JOBS if once and now().rejected else ExitCode.OK
+
+
+def predict(
+    settings: Settings,
+    jobs: Sequence[Job],
+    output: Path,
+    *,
+    on_result: Callable[[Result], None],
+    on_reject: Callable[[Job, Exception], None],
+) -> ExitCode:
+    """Answer these jobs once and write into `output`."""
+    door = FilesDoor(jobs, output, on_reject)
+    with stop_on_signals() as stop:
+        engine = engine_of(settings)
+        pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings), on_result=on_result)
+        pipeline.run(door, stop)
+        now = pipeline.stats.now()
+    return ExitCode.FAILED_JOBS if now.rejected or now.answered < len(jobs) else ExitCode.OK

@@ -1,0 +1,46 @@
+"""The one-off door: files named on the command line, answers written into a folder, inputs left where they are.
+
+What can still go wrong here: two pictures of one stem in different folders write the same outputs; the second gets a
+number.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sam_poll.errors import SamPollError
+from sam_poll.fs import write_whole
+from sam_poll.types import Document, Job
+
+
+class FilesDoor:
+    """Hands out the given jobs once. Outputs are `output/<job.id><suffix>`."""
+
+    def __init__(self, jobs: Sequence[Job], output: Path, on_reject: Callable[[Job, SamPollError], None]) -> None:
+        self._jobs, self._output, self._on_reject = list(jobs), output, on_reject
+        self.written: dict[str, list[Path]] = {}
+
+    def jobs(self, stop: threading.Event) -> Iterator[Job]:
+        """All jobs, until `stop` is set."""
+        for job in self._jobs:
+            if stop.is_set():
+                return
+            yield job
+
+    def deliver(self, job: Job, documents: Sequence[Document]) -> None:
+        """Write the outputs whole. OSError: call again."""
+        base = self._output / job.id
+        base.parent.mkdir(parents=True, exist_ok=True)
+        paths = [base.with_name(base.name + document.suffix) for document in documents]
+        for path, document in zip(paths, documents, strict=True):
+            write_whole(path, document.body)
+        self.written[job.id] = paths
+
+    def reject(self, job: Job, error: SamPollError) -> None:
+        """Tell the caller; the input stays where it is."""
+        self._on_reject(job, error)
+
+    def release(self, job: Job) -> None:
+        """Nothing to put back."""

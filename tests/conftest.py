@@ -1,0 +1,139 @@
+"""Fixtures that several test files share: a share to drop things into, and a daemon to run over it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from loguru import logger
+
+from sam_poll import formats
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.scan import Manners
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.stats import Snapshot
+
+BOX = {"box": {"x0": 10, "y0": 10, "x1": 50, "y1": 40}}
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> None:
+    """Wait for a condition, with a clear failure when it does not come."""
+    deadline = time.monotonic() + timeout
+    tick = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        tick.wait(0.005)
+
+
+def picture_bytes(ending: str = ".jpg", width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    """A noisy picture, encoded."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return cv2.imencode(ending, pixels)[1].tobytes()
+
+
+@dataclass
+class Share:
+    """A share in a temporary folder, and ways to drop things into it."""
+
+    root: Path
+    layout: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(*(self.root / n for n in ("in", "work", "out", "done", "failed")))
+        self.layout.input.mkdir(parents=True)
+
+    def drop(self, name: str, body: bytes | dict[str, Any] | str) -> Path:
+        """Write a file into `in/`, in place."""
+        path = self.layout.input / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
+        path.write_bytes(data)
+        return path
+
+    def move_in(self, name: str, body: bytes | dict[str, Any] | str) -> Path:
+        """Write a file elsewhere on the share and rename it into `in/`."""
+        aside = self.root / "aside" / name
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
+        aside.write_bytes(data)
+        return aside.rename(self.layout.input / name)
+
+    def pair(self, stem: str, ending: str = ".jpg", prompt: Any = None, seed: int = 0) -> None:
+        """Drop a picture and its prompt."""
+        self.drop(stem + ending, picture_bytes(ending.lower(), seed=seed))
+        self.drop(stem + ".json", prompt or BOX)
+
+    def tree(self, folder: str) -> list[str]:
+        """The files of one folder, relative to it."""
+        root = getattr(self.layout, folder)
+        names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+        return sorted(n for n in names if n != ".sam_poll-lock")
+
+    def error(self, name: str) -> dict[str, Any]:
+        """A rejected job's error file."""
+        return json.loads((self.layout.failed / f"{name}.error.json").read_text())
+
+    def run_once(self, engine: Any = None, **manners: Any) -> Snapshot:
+        """Drain the share and return the counts."""
+        pipeline = make_pipeline(engine)
+        with FolderDoor(self.layout, Manners(**{"quiet_s": 0.0, "once": True, "events": False, **manners})) as door:
+            pipeline.run(door, threading.Event())
+        return pipeline.stats.now()
+
+
+def make_pipeline(engine: Any = None, **sizes: Any) -> Pipeline:
+    """A pipeline that writes mask PNGs, over the fake engine unless another is given."""
+    return Pipeline(engine or FakeEngine(), formats.load(["mask"], formats.FormatOptions()), sizes=Sizes(**sizes))
+
+
+class Daemon:
+    """A watching door and pipeline in a thread of this process."""
+
+    def __init__(self, share: Share, engine: Any = None, **manners: Any) -> None:
+        self.stop = threading.Event()
+        self.pipeline = make_pipeline(engine)
+        self.door = FolderDoor(share.layout, Manners(**manners))
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="daemon")
+
+    def _run(self) -> None:
+        try:
+            with self.door as door:
+                self.pipeline.run(door, self.stop)
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+
+    def __enter__(self) -> Daemon:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the daemon did not stop"
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Share:
+    return Share(tmp_path / "share")
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What goes into the log, line by line."""
+    lines: list[str] = []
+    handle = logger.add(lambda m: lines.append(str(m)), level="DEBUG", format="{level} {message}")
+    yield lines
+    logger.remove(handle)

@@ -1,0 +1,466 @@
+"""The folder door: what is dropped is answered, rejected or waits; each file ends in exactly one place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.layout import Layout, Lock, prove, recover, retry, status
+from sam_poll.doors.scan import Manners
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import DeviceError, ExitCode, ShareError
+from tests.conftest import BOX, Daemon, Share, make_pipeline, picture_bytes, wait_until
+
+
+def test_a_pair_is_answered_and_its_inputs_move_to_done(share: Share) -> None:
+    share.pair("cam1/dog")
+    done = share.run_once()
+    assert (done.answered, done.rejected) == (1, 0)
+    assert share.tree("output") == ["cam1/dog.mask.png"]
+    assert share.tree("done") == ["cam1/dog.jpg", "cam1/dog.json"]
+    assert share.tree("input") == share.tree("work") == share.tree("failed") == []
+    assert set(cv2.imread(str(share.layout.output / "cam1/dog.mask.png"), 0).flat) == {0, 255}
+
+
+def test_inputs_travel_unchanged(share: Share) -> None:
+    share.pair("dog")
+    before = {n: (share.layout.input / n).read_bytes() for n in share.tree("input")}
+    share.run_once()
+    assert {n: (share.layout.done / n).read_bytes() for n in share.tree("done")} == before
+
+
+@pytest.mark.parametrize("name", ["B.JPG", "b.PnG", "b.TIFF", "b.webp", "b.bmp", "b.jpeg"])
+def test_endings_count_in_any_case(share: Share, name: str) -> None:
+    share.drop(name, picture_bytes(os.path.splitext(name)[1].lower()))
+    share.drop(os.path.splitext(name)[0] + ".json", BOX)
+    assert share.run_once().answered == 1
+    assert name in share.tree("done")
+
+
+def test_a_lone_picture_and_a_lone_prompt_wait(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("cat.json", BOX)
+    assert share.run_once().answered == 0
+    assert share.tree("input") == ["cat.json", "dog.jpg"]
+
+
+def test_a_broken_prompt_goes_to_failed_with_its_picture_and_a_reason(share: Share) -> None:
+    share.pair("dog", prompt='{"box": {"x0": 1, "y0": 1, "x1": "five", "y1": 9}}')
+    share.pair("cat")
+    done = share.run_once()
+    assert (done.answered, done.rejected) == (1, 1)
+    assert share.tree("failed") == ["dog.error.json", "dog.jpg", "dog.json"]
+    error = share.error("dog")
+    assert error["place"] == "box.x1"
+    assert error["reason"]
+    assert error["code"] == "prompt"
+    assert error["files"] == ["dog.jpg", "dog.json"]
+    assert error["versions"]["sam_poll"]
+    assert error["time"]
+
+
+def test_a_broken_picture_goes_to_failed_with_its_prompt_and_a_reason(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes()[:200])
+    share.drop("dog.json", BOX)
+    assert share.run_once().rejected == 1
+    assert share.tree("failed") == ["dog.error.json", "dog.jpg", "dog.json"]
+    assert share.error("dog")["code"] == "picture"
+    assert share.error("dog")["place"] == "dog.jpg"
+
+
+def test_an_unreadable_prompt_without_picture_is_rejected_alone(share: Share) -> None:
+    share.drop("dog.json", "{")
+    assert share.run_once().rejected == 1
+    assert share.tree("failed") == ["dog.error.json", "dog.json"]
+
+
+def test_everything_is_refused_with_its_reason_for_now(share: Share) -> None:
+    share.pair("dog", prompt={"everything": True})
+    assert share.run_once().rejected == 1
+    assert "everything" in share.error("dog")["reason"]
+
+
+def test_several_prompts_of_one_picture_share_one_embedding(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    for name in ("dog.json", "dog.left.json", "dog.jpg.right.json", "other.json"):
+        share.drop(name, {**BOX, "image": "dog.jpg"})
+    engine = FakeEngine()
+    assert share.run_once(engine).answered == 4
+    assert engine.calls["encode"] == 1
+    assert share.tree("done") == ["dog.jpg", "dog.jpg.right.json", "dog.json", "dog.left.json", "other.json"]
+    assert share.tree("output") == [f"{n}.mask.png" for n in ("dog.jpg.right", "dog.left", "dog", "other")]
+    assert share.tree("work") == []
+
+
+def test_one_bad_prompt_among_several_does_not_take_the_picture_away(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("dog.json", BOX)
+    share.drop("dog.bad.json", {"box": 1})
+    done = share.run_once()
+    assert (done.answered, done.rejected) == (1, 1)
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
+    assert share.tree("failed") == ["dog.bad.error.json", "dog.bad.json"]
+
+
+def test_two_pictures_of_one_stem_are_both_answered_under_their_own_names(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("dog.png", picture_bytes(".png"))
+    share.drop("dog.json", {**BOX, "image": "dog.png"})
+    share.drop("dog.jpg.json", BOX)
+    assert share.run_once().answered == 2
+    assert share.tree("output") == ["dog.jpg.mask.png", "dog.png.mask.png"]
+
+
+def test_two_pictures_of_one_stem_one_after_the_other_do_not_overwrite_each_other(share: Share) -> None:
+    share.pair("dog", ".jpg")
+    share.run_once()
+    share.pair("dog", ".png")
+    share.run_once()
+    assert share.tree("output") == ["dog.mask.png", "dog.png.mask.png"]
+
+
+def test_a_prompt_that_fits_two_pictures_is_rejected_and_the_pictures_stay(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("dog.png", picture_bytes(".png"))
+    share.drop("dog.json", BOX)
+    assert share.run_once().rejected == 1
+    assert share.tree("input") == ["dog.jpg", "dog.png"]
+    assert '"image": "dog.jpg"' in share.error("dog")["remedy"]
+
+
+def test_a_json_and_a_prompt_file_of_one_stem_are_two_jobs(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("dog.json", BOX)
+    share.drop("dog.prompt", BOX)
+    assert share.run_once().answered == 2
+    assert len(share.tree("output")) == 2
+
+
+def test_a_new_picture_of_an_old_name_gets_a_new_name_everywhere(share: Share) -> None:
+    share.pair("dog", seed=1)
+    share.run_once()
+    first = (share.layout.output / "dog.mask.png").read_bytes()
+    share.pair("dog", seed=2, prompt={"box": {"x0": 1, "y0": 1, "x1": 20, "y1": 20}})
+    share.run_once()
+    assert share.tree("done") == ["dog.jpg", "dog.json", "dog~2.jpg", "dog~2.json"]
+    assert share.tree("output") == ["dog.mask.png", "dog~2.mask.png"]
+    assert (share.layout.output / "dog.mask.png").read_bytes() == first
+
+
+def test_a_prompt_dropped_later_finds_its_picture_in_done_and_renews_the_answer(share: Share) -> None:
+    share.pair("dog")
+    share.run_once()
+    share.drop("dog.json", {"box": {"x0": 1, "y0": 1, "x1": 20, "y1": 20}})
+    assert share.run_once().answered == 1
+    assert share.tree("done") == ["dog.jpg", "dog.json", "dog~2.json"]
+    assert share.tree("output") == ["dog.mask.png"]
+
+
+def test_a_prompt_for_an_answered_picture_waits_first_for_a_new_picture(share: Share) -> None:
+    share.pair("dog", seed=1)
+    share.run_once()
+    with Daemon(share, quiet_s=0.0, rescan_s=0.05) as daemon:
+        share.drop("dog.json", BOX)
+        wait_until(lambda: daemon.door.waiting == 1)
+        share.move_in("dog.jpg", picture_bytes(seed=2))
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+    assert "dog~2.jpg" in share.tree("done")
+
+
+def test_temporary_names_are_left_alone(share: Share) -> None:
+    for name in ("dog.jpg.part", ".dog.json", "~$cat.json", "cat.json.crdownload"):
+        share.drop(name, b"x")
+    assert share.run_once().answered == 0
+    assert len(share.tree("input")) == 4
+
+
+def test_links_and_pipes_are_not_jobs(share: Share, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(picture_bytes())
+    (share.layout.input / "dog.jpg").symlink_to(secret)
+    share.drop("dog.json", BOX)
+    os.mkfifo(share.layout.input / "pipe.jpg")
+    share.drop("pipe.json", BOX)
+    assert share.run_once().answered == 0
+    assert secret.exists()
+
+
+@pytest.mark.parametrize("policy", ["everything", "reject"])
+def test_a_picture_without_prompt_is_segmented_or_refused_when_asked_for(share: Share, policy: str) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    assert share.run_once(missing_prompt=policy).rejected == 1
+    assert share.tree("failed") == ["dog.error.json", "dog.jpg"]
+    assert ("everything" if policy == "everything" else "no prompt") in share.error("dog")["reason"]
+
+
+def test_after_the_pair_timeout_a_lone_picture_and_a_lone_prompt_are_refused(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("cat.json", BOX)
+    with Daemon(share, quiet_s=0.0, rescan_s=0.05, pair_timeout_s=0.3) as daemon:
+        wait_until(lambda: daemon.pipeline.stats.now().rejected == 2)
+    assert "within 0.3 s" in share.error("dog")["reason"]
+    assert "within 0.3 s" in share.error("cat")["reason"]
+
+
+@pytest.mark.parametrize("order", [("dog.jpg", "dog.json"), ("dog.json", "dog.jpg")])
+def test_the_order_of_arrival_does_not_matter(share: Share, order: tuple[str, str]) -> None:
+    bodies = {"dog.jpg": picture_bytes(), "dog.json": BOX}
+    with Daemon(share, rescan_s=0.05, quiet_s=0.2) as daemon:
+        share.drop(order[0], bodies[order[0]])
+        wait_until(lambda: daemon.door.waiting == 1)
+        share.drop(order[1], bodies[order[1]])
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+
+
+def test_a_pair_renamed_into_place_is_claimed_long_before_the_next_scan(share: Share) -> None:
+    with Daemon(share, rescan_s=60.0) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        share.move_in("dog.jpg", picture_bytes())
+        share.move_in("dog.json", BOX)
+        # quiet_s is 2 s and the next scan a minute away: only the rename's own event can be this fast.
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1, timeout=1.9)
+
+
+def test_subfolders_made_later_are_watched_too(share: Share) -> None:
+    with Daemon(share, rescan_s=60.0, quiet_s=0.2) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        share.pair("new/deep/dog")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+        share.pair("new/deep/cat")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 2)
+
+
+def test_without_events_the_rescan_finds_everything(share: Share) -> None:
+    with Daemon(share, events=False, rescan_s=0.05, quiet_s=0.1) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        share.pair("dog")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+
+
+def test_a_file_that_grows_is_not_taken_before_it_is_quiet(share: Share) -> None:
+    body = picture_bytes()
+    share.drop("dog.json", BOX)
+    path = share.drop("dog.jpg", body[:100])
+    with Daemon(share, events=False, rescan_s=0.02, quiet_s=0.5) as daemon:
+        with path.open("ab") as file:
+            for at in range(100, len(body), max(1, len(body) // 20)):
+                scans = daemon.door.scans
+                wait_until(lambda scans=scans: daemon.door.scans > scans)
+                file.write(body[at : at + max(1, len(body) // 20)])
+                file.flush()
+        assert daemon.pipeline.stats.now().rejected == 0
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+
+
+def test_the_folder_may_vanish_and_come_back(share: Share, logged: list[str]) -> None:
+    with Daemon(share, quiet_s=0.2, rescan_s=0.05) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        share.layout.input.rename(share.root / "gone")
+        wait_until(lambda: any("cannot be used" in line for line in logged))
+        (share.root / "gone").rename(share.layout.input)
+        share.pair("dog")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+
+
+def test_a_full_disk_while_delivering_makes_the_job_wait(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sam_poll.doors.folder as folder
+
+    calls = []
+
+    def full(path: Path, body: bytes) -> None:
+        calls.append(path)
+        if len(calls) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(body)
+
+    monkeypatch.setattr(folder, "write_whole", full)
+    share.pair("dog")
+    done = share.run_once()
+    assert (done.answered, done.rejected) == (1, 0)
+    assert len(calls) == 3
+
+
+def test_a_name_too_long_for_its_outputs_is_refused(share: Share) -> None:
+    share.pair("x" * 245)
+    assert share.run_once().rejected == 1
+    assert any(name.endswith(".error.json") for name in share.tree("failed"))
+
+
+def test_a_dead_device_puts_every_job_back(share: Share) -> None:
+    for n in range(5):
+        share.pair(f"dog{n}")
+    engine = FakeEngine(batch=1)
+    engine.fail("encode", DeviceError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DeviceError) as raised:
+        share.run_once(engine)
+    assert raised.value.exit_code is ExitCode.DEVICE
+    assert len(share.tree("input")) == 10
+    assert share.tree("work") == share.tree("failed") == []
+
+
+def test_a_surprise_in_one_job_rejects_that_job_only(share: Share) -> None:
+    for n in range(3):
+        share.pair(f"dog{n}", seed=n)
+    engine = FakeEngine(batch=1)
+    engine.fail("decode", ValueError("odd"), at=2)
+    done = share.run_once(engine)
+    assert (done.answered, done.rejected) == (2, 1)
+    (failed,) = [n for n in share.tree("failed") if n.endswith(".error.json")]
+    assert "ValueError" in (share.layout.failed / failed).read_text()
+
+
+def test_stop_finishes_what_runs_and_puts_back_the_rest(share: Share) -> None:
+    gate = threading.Event()
+    for n in range(30):
+        share.pair(f"dog{n:02}", seed=n)
+    with Daemon(share, FakeEngine(batch=1, gate=gate), quiet_s=0.0) as daemon:
+        wait_until(lambda: daemon.pipeline.stats.now().at_work > 3)
+        daemon.stop.set()
+        gate.set()
+    done = daemon.pipeline.stats.now()
+    assert done.at_work == 0
+    assert share.tree("work") == []
+    assert len(share.tree("input")) + len(share.tree("done")) == 60
+
+
+def test_jobs_that_do_not_finish_in_time_go_back(share: Share) -> None:
+    gate = threading.Event()
+    share.pair("dog")
+    share.pair("cat")
+    pipeline = make_pipeline(FakeEngine(batch=1, gate=gate), drain_s=0.05)
+    stop = threading.Event()
+    with FolderDoor(share.layout, Manners(quiet_s=0.0)) as door:
+        thread = threading.Thread(target=pipeline.run, args=(door, stop))
+        thread.start()
+        wait_until(lambda: pipeline.stats.now().at_work == 2)
+        stop.set()
+        gate.set()
+        thread.join(30)
+    assert share.tree("work") == []
+
+
+def test_what_a_killed_run_left_in_work_comes_back_as_a_pair(share: Share) -> None:
+    share.pair("cam1/dog")
+    prove(share.layout)
+    for name in ("cam1/dog.jpg", "cam1/dog.json"):
+        (share.layout.work / name).parent.mkdir(exist_ok=True)
+        (share.layout.input / name).rename(share.layout.work / name)
+    (share.layout.output / "cam1").mkdir()
+    (share.layout.output / "cam1" / ".sam_poll-1-2-3.tmp").write_bytes(b"half")
+    assert share.run_once().answered == 1
+    assert share.tree("work") == []
+    assert share.tree("output") == ["cam1/dog.mask.png"]
+
+
+def test_recovery_never_overwrites_what_came_meanwhile(share: Share) -> None:
+    prove(share.layout)
+    for name in ("dog.jpg", "dog.json", "dog.left.json"):
+        (share.layout.work / name).write_bytes(b"old")
+    share.drop("dog.json", "new")
+    assert recover(share.layout) == 3
+    assert share.tree("input") == ["dog.json", "dog.left~2.json", "dog~2.jpg", "dog~2.json"]
+    assert (share.layout.input / "dog.json").read_text() == "new"
+
+
+def test_a_second_daemon_on_the_same_share_is_refused_and_told_who_has_it(share: Share) -> None:
+    prove(share.layout)
+    with Lock(share.layout), pytest.raises(ShareError, match=f"process {os.getpid()}"), FolderDoor(share.layout):
+        pass
+    with FolderDoor(share.layout):
+        pass  # free again
+
+
+def test_a_share_that_is_not_there_is_named(tmp_path: Path) -> None:
+    layout = Layout(*(tmp_path / "mnt" / n for n in ("in", "work", "out", "done", "failed")))
+    with pytest.raises(ShareError, match="mkdir -p"):
+        prove(layout)
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="needs a second file system")
+def test_folders_on_different_file_systems_are_refused_with_the_remedy(share: Share) -> None:
+    other = Path("/dev/shm") / f"sam_poll-test-{os.getpid()}"
+    other.mkdir()
+    try:
+        if other.stat().st_dev == share.root.stat().st_dev:
+            pytest.skip("the temporary folder is on the same file system")
+        layout = Layout(**{**share.layout.folders, "done": other})
+        with pytest.raises(ShareError, match="different file systems"):
+            prove(layout)
+        assert list(other.iterdir()) == []
+        assert share.tree("input") == share.tree("output") == []
+    finally:
+        other.rmdir()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named_with_user_and_group(share: Share) -> None:
+    share.layout.input.chmod(0o500)
+    with pytest.raises(ShareError, match="user"):
+        prove(share.layout)
+
+
+def test_retry_puts_a_failed_job_back_and_drops_its_error_file(share: Share) -> None:
+    share.pair("cam1/dog", prompt={"box": 1})
+    share.pair("cat", prompt={"box": 1})
+    share.run_once()
+    assert retry(share.layout, "cam1/*") == 1
+    assert share.tree("input") == ["cam1/dog.jpg", "cam1/dog.json"]
+    assert share.tree("failed") == ["cat.error.json", "cat.jpg", "cat.json"]
+
+
+def test_retry_believes_no_path_in_an_error_file(share: Share, tmp_path: Path) -> None:
+    prove(share.layout)
+    outside = tmp_path / "secret.json"
+    outside.write_text("secret")
+    (share.layout.failed / "x.error.json").write_text('{"files": ["../../secret.json", "..", 5]}')
+    retry(share.layout)
+    assert outside.exists()
+    assert share.tree("input") == []
+
+
+def test_retry_does_not_overwrite(share: Share) -> None:
+    share.pair("dog", prompt={"box": 1})
+    share.run_once()
+    share.drop("dog.jpg", b"new")
+    assert retry(share.layout) == 0
+    assert (share.layout.input / "dog.jpg").read_bytes() == b"new"
+
+
+def test_status_counts_all_five_folders_and_names_the_oldest_waiting_file(share: Share) -> None:
+    share.pair("dog")
+    share.pair("cat", prompt={"box": 1})
+    share.run_once()
+    old = share.drop("sub/old.jpg", picture_bytes())
+    os.utime(old, (time.time() - 100, time.time() - 100))
+    share.drop("new.json", BOX)
+    report = status(share.layout)
+    assert report["input"] == {"pictures": 1, "prompts": 1, "other": 0}
+    assert report["done"] == {"pictures": 1, "prompts": 1, "other": 0}
+    assert report["failed"] == {"pictures": 1, "prompts": 1, "other": 0, "errors": 1}
+    assert report["output"]["other"] == 1
+    assert report["oldest"]["name"] == "sub/old.jpg"
+    assert 99 < report["oldest"]["seconds"] < 200
+
+
+def test_names_with_odd_characters_travel_whole(share: Share, logged: list[str]) -> None:
+    names = ["a b", "új", "line\nbreak", "שלום", "🐶", "%s{x}", "-rf", os.fsdecode(b"latin\xe9")]
+    for name in names:
+        share.pair(name)
+    done = share.run_once()
+    assert (done.answered, done.rejected) == (len(names), 0)
+    assert not any("line\nbreak" in line for line in logged)
+
+
+def test_deleted_inputs_leave_nothing_behind_when_asked_for(share: Share) -> None:
+    share.layout = Layout(**share.layout.folders, delete_input=True, suffixes={".mask.png": ".png"})
+    share.pair("dog")
+    share.run_once()
+    assert share.tree("done") == []
+    assert share.tree("output") == ["dog.png"]
