@@ -449,7 +449,9 @@ def _flat(flags: Mapping[str, Any], loc: tuple[str, ...] = ()) -> Iterator[tuple
 
 def _put(values: dict[str, Any], loc: tuple[str, ...], value: Any) -> None:
     for part in loc[:-1]:
-        values = values.setdefault(part, {})
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
     values[loc[-1]] = value
 
 

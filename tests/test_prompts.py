@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sam_poll import prompts
 from sam_poll.errors import PromptError
+from sam_poll.prompt_forms import KNOWN_KEYS
 from sam_poll.prompts import PromptFile, as_dict, as_document, fit, parse
 from sam_poll.types import Box, Everything, Point, Prompt, Size
 
@@ -281,7 +282,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=20,
 )
-KEYS = st.sampled_from([*prompts._KNOWN[""], *prompts._KNOWN["box"], *prompts._KNOWN["points"], "x9"])
+KEYS = st.sampled_from([*KNOWN_KEYS[""], *KNOWN_KEYS["box"], *KNOWN_KEYS["points"], "x9"])
 NEAR_JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.sampled_from(["a", "", "\n", "\ud800", ".."]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
@@ -438,7 +439,7 @@ def test_the_docs_tell_the_truth(kind: str, text: str) -> None:
 
 def test_the_docs_name_every_key() -> None:
     text = (ROOT / "docs" / "prompts.md").read_text("utf-8")
-    for key in {key for keys in prompts._KNOWN.values() for key in keys}:
+    for key in {key for keys in KNOWN_KEYS.values() for key in keys}:
         assert f'"{key}"' in text or f"`{key}`" in text, key
     assert {kind for kind, _ in BLOCKS} == {"json", "json-refused"}
 
