@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from made_results import disc, frames, mask_of, rectangle, result_of
 
 from sam_poll.formats import FormatOptions
 from sam_poll.formats.cvat import make, run_lengths, z_orders
 from sam_poll.types import Mask, Result, Size
+from tests.made_results import disc, frames, mask_of, rectangle, result_of
 
 SIZE = Size(60, 40)
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_results import disc, frames, mask_of, rectangle, result_of
 from PIL import Image
 
 from sam_poll.errors import InputError
 from sam_poll.formats import FormatOptions
 from sam_poll.formats.mask import make
 from sam_poll.types import Document, Mask, Result, Size
+from tests.made_results import disc, frames, mask_of, rectangle, result_of
 
 SIZE = Size(60, 40)
 

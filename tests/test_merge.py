@@ -8,13 +8,13 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from made_results import rectangle, result_of
 
 from sam_poll.errors import InputError
 from sam_poll.formats import FormatOptions
 from sam_poll.formats.cvat import make
 from sam_poll.formats.merge import merge_cvat, merged_cvat
 from sam_poll.types import Mask, Size
+from tests.made_results import rectangle, result_of
 
 SIZE = Size(60, 40)
 
@@ -132,16 +132,11 @@ def test_two_sizes_of_one_picture_are_refused_with_both_files() -> None:
 def test_many_files_are_not_held_as_parsed_trees() -> None:
     """What is held while reading is about the size of the result, not a tree of it."""
     masks = [Mask("m", 0.9, i, i, np.ones((2, 2), bool)) for i in range(20)]
-
-    def many() -> itertools.chain[tuple[str, bytes]]:
-        return itertools.chain.from_iterable(
-            [(f"{n}.xml", make(FormatOptions())(result_of(SIZE, masks, name=f"{n}.jpg"))[0].body)] for n in range(300)
-        )
-
-    size = sum(len(body) for _, body in many())
+    one = make(FormatOptions())(result_of(SIZE, masks, name="NAME"))[0].body
+    files = [(f"{n}.xml", one.replace(b"NAME", b"%d.jpg" % n)) for n in range(100)]
     tracemalloc.start()
-    total = sum(len(piece) for piece in merged_cvat(many()))
+    total = sum(len(piece) for piece in merged_cvat(files))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert total > 0.9 * size - 300 * 100
-    assert peak < 2 * size
+    assert total > 0.9 * len(files) * len(one)
+    assert peak < 1.5 * total

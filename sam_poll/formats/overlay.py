@@ -1,0 +1,303 @@
+"""Overlays, `.overlay.jpg`: the picture with its masks, prompts, labels and scores drawn on it, for people to look at.
+
+Drawn at the scale at which the picture was decoded, at most `overlay_max_side` pixels long; line widths and text grow
+with it. Every object has the colour of its number, so the same job looks the same each time. The smaller object is
+drawn over the larger, as in the mask PNG. What is drawn has a dark seam, so that it reads on any ground.
+
+What can still go wrong here: an overlay is lossy and scaled; measure on the mask PNG. Where hundreds of objects crowd,
+labels that find no free place are left out. Labels in scripts that the bundled font lacks (it has Latin, Greek and
+Cyrillic) show as boxes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from itertools import chain
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from sam_poll.errors import InputError
+from sam_poll.formats import FormatOptions, paint_order, published_score
+from sam_poll.geometry import contours
+from sam_poll.types import Box, Document, Format, Mask, Picture, Pixels, Point, Prompt, Result, Size
+
+Colour: TypeAlias = tuple[int, int, int]  # RGB
+Rect: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom of a label; right and bottom exclusive
+
+SUFFIX = ".overlay.jpg"
+QUALITY = 90  # below it JPEG smears the coloured lines
+FILL = 0.42  # opacity of an object's fill: its colour is plain, what is under it still to be seen
+SEAM = 0.50  # opacity of the dark line under every line
+CROWD = 24  # up to so many objects are all labelled, even where labels must overlap
+SHIFT = 4  # cv2 takes coordinates as whole 1/16 of a pixel
+FOREGROUND: Colour = (34, 197, 94)
+BACKGROUND: Colour = (239, 68, 68)
+# Chosen by eye: bright enough for a thin line, neighbours far apart in hue.
+PALETTE: tuple[Colour, ...] = (
+    (56, 189, 248),
+    (251, 113, 133),
+    (250, 204, 21),
+    (192, 132, 252),
+    (74, 222, 128),
+    (251, 146, 60),
+    (45, 212, 191),
+    (244, 114, 182),
+    (163, 230, 53),
+    (129, 140, 248),
+)
+_FONT = "data/fonts/DejaVuSansCondensed-Bold.subset.ttf"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From the full picture to the canvas, and how thick lines are there."""
+
+    x: float
+    y: float
+    line: int  # px of an outline
+    text: int  # px of the font
+
+    @classmethod
+    def of(cls, full: Size, canvas: Pixels) -> _Scale:
+        height, width = canvas.shape[:2]
+        longest = max(width, height)
+        return cls(width / full.width, height / full.height, max(2, round(longest / 600)), max(11, round(longest / 58)))
+
+    def fixed(self, points: npt.ArrayLike, pixel: float = 0.0) -> npt.NDArray[np.int32]:
+        """N×2 full-picture coordinates → N×2 of the canvas in fixed point. `pixel` is 0.5 for points that name whole
+        pixels, whose centres lie half a pixel further."""
+        moved = (np.asarray(points, np.float64).reshape(-1, 2) + pixel) * (self.x, self.y) - 0.5
+        return np.rint(moved * (1 << SHIFT)).astype(np.int32)
+
+
+def make(options: FormatOptions) -> Format:
+    """The format `overlay`. Reads the bundled font."""
+    font = resources.files("sam_poll").joinpath(_FONT).read_bytes()
+    return partial(overlay, options=options, font=font)
+
+
+def overlay(result: Result, options: FormatOptions, font: bytes) -> Sequence[Document]:
+    """One JPEG; none when the result came without its picture."""
+    if result.picture is None:
+        return []
+    canvas = draw(result, result.picture, options, font)
+    done, body = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise InputError(f"an overlay of {canvas.shape[1]}×{canvas.shape[0]} cannot be written as JPEG")
+    return [Document(SUFFIX, "image/jpeg", body.tobytes())]
+
+
+def draw(result: Result, picture: Picture, options: FormatOptions, font: bytes) -> Pixels:
+    """The finished overlay: uint8, h×w×3, RGB. `font` is a TrueType file."""
+    ground = _ground(picture.pixels, options.overlay_max_side)
+    canvas = ground.copy()
+    scale = _Scale.of(result.size, canvas)
+    order = paint_order(result.masks)
+    for index in order:
+        _fill(canvas, ground, result.masks[index], scale, colour(index + 1))
+    outlines = [_outline(result.masks[index], scale, options) for index in order]
+    _stroke(canvas, outlines, [colour(index + 1) for index in order], scale.line)
+    boxes = [(_dashes(p.box, scale), colour(n)) for n, p in enumerate(result.prompts, 1) if p.box is not None]
+    _stroke(canvas, [lines for lines, _ in boxes], [c for _, c in boxes], max(2, scale.line - 1), closed=False)
+    for point in chain.from_iterable(prompt.points for prompt in result.prompts):
+        _point(canvas, point, scale)
+    return _labelled(canvas, result, scale, font)
+
+
+def colour(number: int) -> Colour:
+    """The colour of object `number`, from 1: the palette, then hues a golden angle apart in two brightnesses."""
+    if number <= len(PALETTE):
+        return PALETTE[number - 1]
+    rgb = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.62, 0.98 if number % 2 else 0.78)
+    red, green, blue = (round(255 * part) for part in rgb)
+    return red, green, blue
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _ground(pixels: Pixels, max_side: int) -> Pixels:
+    """The picture, at most `max_side` long."""
+    height, width = pixels.shape[:2]
+    shrink = max_side / max(height, width)
+    if shrink >= 1:
+        return pixels
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _fill(canvas: Pixels, ground: Pixels, mask: Mask, scale: _Scale, tint: Colour) -> None:
+    """The tinted ground where the mask is, whatever larger object was painted there before; with soft edges where the
+    canvas is smaller than the mask."""
+    if not mask.pixels.size:
+        return
+    height, width = mask.pixels.shape
+    left, top = int(mask.left * scale.x), int(mask.top * scale.y)
+    right = min(canvas.shape[1], max(left + 1, round((mask.left + width) * scale.x)))
+    bottom = min(canvas.shape[0], max(top + 1, round((mask.top + height) * scale.y)))
+    whole = np.ascontiguousarray(mask.pixels).view(np.uint8) * np.uint8(255)
+    cover = np.asarray(cv2.resize(whole, (right - left, bottom - top), interpolation=cv2.INTER_AREA), np.uint8)
+    here = slice(top, bottom), slice(left, right)
+    tinted = ground[here] * np.float32(1 - FILL) + np.array(tint, np.float32) * np.float32(FILL)
+    _blend(canvas[here], cover, tinted, 1.0)
+
+
+def _blend(canvas: Pixels, cover: npt.NDArray[np.uint8], paint: npt.NDArray[np.float32], opacity: float) -> None:
+    """Mix the paint into the canvas, in place, where `cover` (h×w, 0…255) is set. `paint` is one colour or h×w×3."""
+    alpha = cover[..., None] * np.float32(opacity / 255)
+    canvas[:] = np.rint(canvas + (paint - canvas) * alpha).astype(np.uint8)
+
+
+def _outline(mask: Mask, scale: _Scale, options: FormatOptions) -> list[npt.NDArray[np.int32]]:
+    """The contours that the other formats write, holes included, on the canvas."""
+    parts = contours(mask, tolerance_px=options.tolerance_px, min_area_px=options.min_area_px)
+    return [scale.fixed(polygon, 0.5) for part in parts for polygon in (part.points, *part.holes)]
+
+
+def _stroke(
+    canvas: Pixels,
+    shapes: Sequence[Sequence[npt.NDArray[np.int32]]],
+    colours: Sequence[Colour],
+    line: int,
+    *,
+    closed: bool = True,
+) -> None:
+    """Polylines in their colours over one common dark seam, so that neighbours do not darken each other."""
+    if not any(shapes):
+        return
+    seam = np.zeros(canvas.shape[:2], np.uint8)
+    for lines in shapes:
+        cv2.polylines(seam, list(lines), closed, 255, line + 2 * max(1, line // 2), cv2.LINE_AA, SHIFT)
+    _blend(canvas, seam, np.zeros(3, np.float32), SEAM)
+    for lines, tint in zip(shapes, colours, strict=True):
+        cv2.polylines(canvas, list(lines), closed, tint, line, cv2.LINE_AA, SHIFT)
+
+
+def _dashes(box: Box, scale: _Scale) -> list[npt.NDArray[np.int32]]:
+    """A box as dashed lines: each side in an odd number of equal pieces, every other one drawn, so corners meet."""
+    corners = np.array([[box.x0, box.y0], [box.x1, box.y0], [box.x1, box.y1], [box.x0, box.y1]], np.float64)
+    made = []
+    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        length = float(np.hypot(*((end - start) * (scale.x, scale.y))))
+        pieces = 2 * round(length / (12 * scale.line)) + 1
+        stops = np.linspace(start, end, pieces + 1)
+        made += [scale.fixed(stops[i : i + 2]) for i in range(0, pieces, 2)]
+    return made
+
+
+def _point(canvas: Pixels, point: Point, scale: _Scale) -> None:
+    """A click: green for foreground, red for background, ringed white, seamed dark."""
+    ((x, y),) = scale.fixed([point.x, point.y]).tolist()
+    radius = max(3.0, scale.text / 3.2)
+    ring = max(1.5, scale.text / 8)
+    tint = FOREGROUND if point.label else BACKGROUND
+    for reach, shade in ((radius + 1.7 * ring, (20, 20, 20)), (radius + ring, (255, 255, 255)), (radius, tint)):
+        cv2.circle(canvas, (x, y), round(reach * (1 << SHIFT)), shade, -1, cv2.LINE_AA, SHIFT)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def _labelled(canvas: Pixels, result: Result, scale: _Scale, font_file: bytes) -> Pixels:
+    """A tag in the object's colour at each mask, or where the prompt is when the mask is empty."""
+    font = ImageFont.truetype(io.BytesIO(font_file), scale.text, layout_engine=ImageFont.Layout.BASIC)
+    image = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(image)
+    taken: list[Rect] = []
+    forced = len(result.masks) <= CROWD
+    for index in reversed(paint_order(result.masks)):  # the smallest first: it has the least choice
+        mask = result.masks[index]
+        anchor = _anchor(mask, result.prompts[index] if index < len(result.prompts) else None, scale)
+        text = _shortened(caption(mask), font, 0.6 * image.width)
+        pad = max(2, scale.text // 4)
+        ascent, descent = font.getmetrics()
+        size = round(font.getlength(text)) + 2 * pad, ascent + descent + pad
+        rect = _place(anchor, size, image.size, taken, forced)
+        if rect is None:
+            continue
+        taken.append(rect)
+        _tag(pen, rect, text, font, colour(index + 1), pad)
+    return np.array(image)
+
+
+def caption(mask: Mask) -> str:
+    """A label and its score on one line; what cannot be printed is replaced."""
+    printable = (" " if c.isspace() else c if unicodedata.category(c)[0] != "C" else "\ufffd" for c in mask.label)
+    score = published_score(mask.score)
+    return "".join(printable) + ("" if score is None else f" {score:.2f}")
+
+
+def _anchor(mask: Mask, prompt: Prompt | None, scale: _Scale) -> Rect:
+    """What the label belongs to, on the canvas."""
+    left, top, right, bottom = 0.0, 0.0, 0.0, 0.0
+    if mask.pixels.size:
+        height, width = mask.pixels.shape
+        left, top, right, bottom = mask.left, mask.top, mask.left + width, mask.top + height
+    elif prompt and prompt.box:
+        left, top, right, bottom = prompt.box.x0, prompt.box.y0, prompt.box.x1, prompt.box.y1
+    elif prompt and prompt.points:
+        left, top = right, bottom = prompt.points[0].x, prompt.points[0].y
+    return round(left * scale.x), round(top * scale.y), round(right * scale.x), round(bottom * scale.y)
+
+
+def _place(
+    anchor: Rect, size: tuple[int, int], canvas: tuple[int, int], taken: list[Rect], forced: bool
+) -> Rect | None:
+    """The first free place: above the anchor, below it, inside at the top or bottom; then along its width."""
+    rects = [_inside(corner, size, canvas) for corner in _corners(anchor, size)]
+    for rect in rects:
+        if not any(_overlap(rect, other) for other in taken):
+            return rect
+    return rects[0] if forced else None
+
+
+def _corners(anchor: Rect, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    left, top, right, bottom = anchor
+    width, height = size
+    for x in (left, (left + right - width) // 2, right - width):
+        for y in (top - height - 2, top + 2, bottom + 2, bottom - height - 2):
+            yield x, y
+
+
+def _inside(corner: tuple[int, int], size: tuple[int, int], canvas: tuple[int, int]) -> Rect:
+    x, y = (max(0, min(at, room - length)) for at, length, room in zip(corner, size, canvas, strict=True))
+    return x, y, x + size[0], y + size[1]
+
+
+def _overlap(a: Rect, b: Rect) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """The text, its middle left out when it is wider than `room` px: the score at its end matters."""
+    if font.getlength(text) <= room:
+        return text
+    keep = max(2, int(len(text) * room / font.getlength(text)))
+    while keep > 2 and font.getlength(_middle_out(text, keep)) > room:
+        keep -= 1
+    return _middle_out(text, keep)
+
+
+def _middle_out(text: str, keep: int) -> str:
+    tail = min(keep // 2, 6)
+    return text[: keep - tail] + "…" + text[len(text) - tail :]
+
+
+def _tag(pen: ImageDraw.ImageDraw, rect: Rect, text: str, font: ImageFont.FreeTypeFont, tint: Colour, pad: int) -> None:
+    left, top, right, bottom = rect
+    red, green, blue = tint
+    dark_ground = 0.299 * red + 0.587 * green + 0.114 * blue < 128  # ITU-R BT.601 luma
+    pen.rounded_rectangle((left, top, right - 1, bottom - 1), radius=pad + 1, fill=tint, outline=(20, 20, 20))
+    pen.text(
+        (left + pad, (top + bottom) / 2), text, font=font, fill="white" if dark_ground else (15, 15, 15), anchor="lm"
+    )
