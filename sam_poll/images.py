@@ -5,20 +5,17 @@ XMP, as CVAT and Pillow read them), and whether the file is all there. OpenCV de
 everything else here, so that header and pixels cannot disagree. No I/O: bytes come in.
 
 What can still go wrong here: damage inside compressed data that its format cannot notice (a JPEG has no checksums)
-gives a picture with a damaged part; libjpeg then writes a line of its own to stderr. Colour profiles are not applied,
-as CVAT does not apply them. Importing this module silences OpenCV's own log for the whole process.
+gives a picture with a damaged part; libjpeg and libpng then write a line of their own to stderr. Colour profiles are
+not applied, as CVAT does not apply them. Importing this module silences OpenCV's own log for the whole process.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -131,12 +128,12 @@ _TURNS: dict[int, Callable[[Any], Any]] = {  # stored → upright, by EXIF orien
 
 
 def _decoded(data: bytes, header: Header, shrink: int, notes: list[str]) -> Pixels:
-    if header.format == "TIFF" and header.alpha and header.bits == 8:
-        return _decoded_by_pillow(data)
     if header.format == "JPEG":
         _check_end(data)
     elif header.format == "PNG":
         data = _bare_png(data)
+    elif header.format == "TIFF" and header.alpha:
+        data = _tiff_with_plain_colours(data)
     if header.mode == "grey" and header.bits == 16 and not header.alpha:
         grey, note = _as_cvat_shows(_opencv(data, cv2.IMREAD_ANYDEPTH))
         notes.append(note)
@@ -158,23 +155,6 @@ def _opencv(data: bytes, flags: int) -> Any:
     if pixels is None:
         raise PictureError("the picture is damaged or of a kind that cannot be decoded", remedy=SAVE_AGAIN)
     return pixels
-
-
-_warnings_lock = threading.Lock()
-
-
-def _decoded_by_pillow(data: bytes) -> Pixels:
-    """A TIFF with transparency: libtiff's RGBA reader, which OpenCV uses, would multiply the colours by it."""
-    from PIL import ImageOps, TiffImagePlugin  # seldom needed
-
-    # catch_warnings changes the whole process, so not two threads at once
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:  # the plugin itself: Image.open has a pixel limit of its own
-            upright = ImageOps.exif_transpose(TiffImagePlugin.TiffImageFile(io.BytesIO(data)))
-            return np.array(upright.convert("RGB"), dtype=np.uint8)
-        except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise PictureError(f"the picture cannot be decoded: {error}", remedy=SAVE_AGAIN) from error
 
 
 def _as_cvat_shows(grey: npt.NDArray[Any]) -> tuple[Pixels, str]:
@@ -301,9 +281,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png(data: bytes) -> Header:
-    if data[12:16] != b"IHDR":
+    begin, width, height, bits, colour = _read(">4sIIBB", data, 12)
+    if begin != b"IHDR":
         raise PictureError("the PNG does not begin with its header", remedy=SAVE_AGAIN)
-    width, height, bits, colour = _read(">IIBB", data, 16)
     orientation: int | None = None
     by_xmp: int | None = None
     several = False
@@ -384,14 +364,26 @@ def _webp(data: bytes) -> Header:
 _TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
 _COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
 _ORIENTATION = 274
-_TIFF_TAGS = (256, 257, 258, 262, 273, _ORIENTATION, 277, 279, 324, 325, 339)
+_EXTRA_SAMPLES = 338
 
 
-def _tags(data: bytes, wanted: Container[int]) -> tuple[dict[int, tuple[int, ...]], int]:
-    """The wanted whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """A whole-number entry of a TIFF directory: `number` values of the struct layout `layout`, at `place`."""
+
+    number: int
+    layout: str
+    place: int
+
+    def values(self, data: bytes) -> tuple[int, ...]:
+        return _read(f"{self.layout[0]}{min(self.number, len(data))}{self.layout[1]}", data, self.place)
+
+
+def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
+    """The whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
     order = "<" if data[:2] == b"II" else ">"
     big = _read(order + "H", data, 2)[0] == 43
-    at = _read(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
+    (at,) = _read(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = _read(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
     entry, inline = (20, 8) if big else (12, 4)
@@ -401,27 +393,30 @@ def _tags(data: bytes, wanted: Container[int]) -> tuple[dict[int, tuple[int, ...
     for place in range(at, at + count * entry, entry):
         tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
         letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if tag not in wanted or letter is None:
+        if letter is None:
             continue
         value = place + entry - inline
         if number * struct.calcsize("<" + letter) > inline:
             (value,) = _read(order + ("Q" if big else "I"), data, value)
-        tags[tag] = _read(f"{order}{min(number, len(data))}{letter}", data, value)
+        tags[tag] = _Tag(number, order + letter, value)
     (following,) = _read(order + ("Q" if big else "I"), data, at + count * entry)
     return tags, following
 
 
 def _tiff(data: bytes) -> Header:
-    tags, following = _tags(data, _TIFF_TAGS)
+    tags, following = _directory(data)
+
+    def values(tag: int, *default: int) -> tuple[int, ...]:
+        return (tag in tags and tags[tag].values(data)) or default
 
     def first(tag: int, default: int) -> int:
-        return (tags.get(tag) or (default,))[0]
+        return values(tag, default)[0]
 
-    bits, kind = max(tags.get(258) or (1,)), first(339, 1)
+    bits, kind = max(values(258, 1)), first(339, 1)
     if kind not in (1, 4) or bits > 16:
         what = {2: "signed", 3: "floating-point"}.get(kind, "complex" if kind > 4 else "whole-number")
         raise PictureError(f"a TIFF of {bits}-bit {what} samples cannot be shown in 8 bits", remedy=SAVE_AGAIN)
-    places, lengths = (tags.get(273) or tags.get(324) or ()), (tags.get(279) or tags.get(325) or ())
+    places, lengths = values(273) or values(324), values(279) or values(325)
     end = max((place + length for place, length in zip(places, lengths, strict=False)), default=0)
     if end > len(data):
         raise _cut_off(f"the TIFF has {len(data):,} bytes of {end:,}")
@@ -429,6 +424,17 @@ def _tiff(data: bytes) -> Header:
     mode = _TIFF_MODES.get(first(262, 1), "unknown")
     alpha = first(277, 1) > _COLOURS.get(mode, 1)
     return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0)
+
+
+def _tiff_with_plain_colours(data: bytes) -> bytes:
+    """The TIFF with its transparency declared as multiplied into the colours already (ExtraSamples 1), whatever it is:
+    otherwise libtiff multiplies it in, where CVAT shows the plain colours."""
+    tag = _directory(data)[0].get(_EXTRA_SAMPLES)
+    if tag is None or tag.number != 1 or tag.layout[1] != "H":
+        return data
+    changed = bytearray(data)
+    struct.pack_into(tag.layout, changed, tag.place, 1)
+    return bytes(changed)
 
 
 def _valid(orientation: int) -> int:
@@ -440,10 +446,10 @@ def _exif_orientation(block: bytes) -> int | None:
     if block[:4] not in (b"II*\0", b"MM\0*"):
         return None
     try:
-        values = _tags(block, (_ORIENTATION,))[0].get(_ORIENTATION)
+        tag = _directory(block)[0].get(_ORIENTATION)
+        return _valid(tag.values(block)[0]) if tag and tag.number else None
     except PictureError:
         return None
-    return _valid(values[0]) if values else None
 
 
 def _xmp_orientation(packet: bytes) -> int | None:

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.utils.transforms import ResizeLongestSide
-from tests.strategies import bitmaps, logits
 
 from sam_poll import geometry
 from sam_poll.geometry import Contour, contours, iou, mask_of, paste, rasterize, tight, to_network
 from sam_poll.types import Bitmap, Frame, Logits, Mask, Size
+from tests.strategies import bitmaps, logits
 
 often = settings(max_examples=150, deadline=None)
 
