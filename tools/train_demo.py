@@ -18,6 +18,7 @@ publish come from `--measure`, which draws others. Seeds below 10⁹ are the tra
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -29,11 +30,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sam_poll.types import Bitmap, Pixels, Prompt
+from sam_poll.engines import sam2
+from sam_poll.geometry import mask_of, paste
+from sam_poll.types import Engine, Picture, Pixels, Prompt
 from tools import scenes
 
 DEMO = Path(__file__).parents[1] / "sam_poll" / "data" / "demo"
@@ -41,13 +42,7 @@ SIDE, LOW = 256, 64  # the network's picture and mask sides
 CHECKED, MEASURED = 1_000_000_000, 2_000_000_000  # first seeds: chosen by, and published
 SIZES = ((256, 256), (320, 240), (240, 320), (384, 216), (512, 384))
 PICTURES, OBJECTS = 6, 6  # a step: more pictures teach more than more questions about few
-# What sam2's build_sam2(apply_postprocessing=True) sets for the picture predictor.
-STABILITY = {
-    "dynamic_multimask_via_stability": True,
-    "dynamic_multimask_stability_delta": 0.05,
-    "dynamic_multimask_stability_thresh": 0.98,
-}
-_MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (sam2.MEAN, sam2.DEVIATION))
 
 
 # ── the network ──
@@ -55,9 +50,7 @@ _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0
 
 def build(config: Path = DEMO / "demo.yaml", weights: Path | None = None) -> nn.Module:
     """The network of `config` on the CPU in float32, with `weights` (`{"model": state_dict}`) or fresh ones."""
-    settings = OmegaConf.load(config)
-    settings.model.sam_mask_decoder_extra_args = STABILITY
-    model: nn.Module = instantiate(settings.model, _recursive_=True)
+    model: nn.Module = sam2.build(sam2.read_config(config), str(config))
     if weights is not None:
         state = torch.load(weights, map_location="cpu", weights_only=True)["model"]
         model.load_state_dict({name: value.float() for name, value in state.items()})
@@ -78,18 +71,15 @@ def encode(model: Any, pictures: Tensor) -> list[Tensor]:
     return [f.permute(1, 2, 0).unflatten(2, size) for f, size in zip(features, sizes, strict=True)]
 
 
-def ask(model: Any, prompts: Sequence[Prompt], scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Prompts of one kind → sparse N×(points+1)×C and dense N×C×16×16 prompt embeddings. `scale` is network pixels per
-    picture pixel (x, y)."""
+def ask(model: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Prompts of one kind, in network pixels → sparse N×(points+1)×C and dense N×C×16×16 prompt embeddings."""
     rows, marks = [], []
     for prompt in prompts:
         corners = [] if prompt.box is None else [(prompt.box.x0, prompt.box.y0), (prompt.box.x1, prompt.box.y1)]
         rows.append(corners + [(p.x, p.y) for p in prompt.points])
         marks.append([2, 3][: len(corners)] + [p.label for p in prompt.points])
-    points = torch.tensor(rows, dtype=torch.float32) * torch.tensor(scale)
-    embeddings: tuple[Tensor, Tensor] = model.sam_prompt_encoder(
-        points=(points, torch.tensor(marks, dtype=torch.int32)), boxes=None, masks=None
-    )
+    points = (torch.tensor(rows, dtype=torch.float32), torch.tensor(marks, dtype=torch.int32))
+    embeddings: tuple[Tensor, Tensor] = model.sam_prompt_encoder(points=points, boxes=None, masks=None)
     return embeddings
 
 
@@ -121,7 +111,8 @@ def draw_batch(rng: np.random.Generator, hardest: float) -> Batch:
     truth: list[Tensor] = []
     while len(pictures) < PICTURES:
         size = SIZES[0] if rng.random() < 0.5 else SIZES[rng.integers(1, len(SIZES) - 1)]
-        scene = scenes.draw(int(rng.integers(CHECKED)), size, rng.uniform(0, hardest))
+        count = (1, 1) if rng.random() < 0.1 else (2, 4)  # a lone shape is soon learned; telling several apart is not
+        scene = scenes.draw(int(rng.integers(CHECKED)), size, rng.uniform(0, hardest), count)
         picture = squeezed(scene.pixels)
         if rng.random() < 0.3:
             coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 98))])[1]
@@ -167,7 +158,7 @@ def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def step_loss(model: Any, helpers: Helpers, batch: Batch) -> tuple[Tensor, float]:
     """The loss of a batch, and the mean IoU of the single mask, for the log."""
     features = [f.repeat_interleave(OBJECTS, 0) for f in encode(model, batch.pictures)]
-    sparse, dense = ask(model, batch.prompts, (1.0, 1.0))
+    sparse, dense = ask(model, batch.prompts)
     masks, predicted, _, present = model.sam_mask_decoder.predict_masks(
         image_embeddings=features[2],
         image_pe=model.sam_prompt_encoder.get_dense_pe(),
@@ -187,36 +178,22 @@ def step_loss(model: Any, helpers: Helpers, batch: Batch) -> tuple[Tensor, float
 # ── measuring ──
 
 
-@torch.inference_mode()
-def answer(model: Any, features: list[Tensor], prompt: Prompt, size: tuple[int, int]) -> Bitmap:
-    """One prompt's mask at the picture's full size (width, height): bool H×W."""
-    sparse, dense = ask(model, [prompt], (SIDE / size[0], SIDE / size[1]))
-    masks, predicted, _, _ = model.sam_mask_decoder(
-        image_embeddings=features[2],
-        image_pe=model.sam_prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=prompt.ambiguous,
-        repeat_image=False,
-        high_res_features=features[:2],
-    )
-    best = masks[:, int(predicted[0].argmax())][:, None]
-    full = F.interpolate(best, (size[1], size[0]), mode="bilinear", align_corners=False)
-    return np.asarray((full[0, 0] > 0).numpy())
+def engine_of(model: nn.Module) -> Engine:
+    """A copy of the network as the package runs it."""
+    return sam2.Sam2Engine(copy.deepcopy(model))
 
 
-def measure(model: nn.Module, seeds: Iterable[int]) -> dict[str, list[float]]:
+def measure(engine: Engine, seeds: Iterable[int]) -> dict[str, list[float]]:
     """IoU of every shape of every scene, by kind of prompt, at full size; scenes take turns in `SIZES`."""
-    model.eval()
     found: dict[str, list[float]] = {kind: [] for kind in scenes.PROMPTS}
     for seed in seeds:
         scene, rng = scenes.draw(seed, SIZES[seed % len(SIZES)]), np.random.default_rng(seed)
-        with torch.inference_mode():
-            features = encode(model, torch.from_numpy(squeezed(scene.pixels))[None])
-        for mask in scene.masks:
-            for kind, found_so_far in found.items():
-                prompt = scenes.prompt_for(mask, kind, rng)
-                found_so_far.append(scenes.iou(answer(model, features, prompt, scene.size), mask))
+        asked = [(kind, mask, scenes.prompt_for(mask, kind, rng)) for mask in scene.masks for kind in found]
+        picture = Picture(scene.pixels, scene.size, digest=str(seed))
+        (embedding,) = engine.encode([engine.prepare(picture)])
+        answers = engine.decode(embedding, [prompt for _, _, prompt in asked])
+        for (kind, mask, _), logits in zip(asked, answers, strict=True):
+            found[kind].append(scenes.iou(paste(mask_of(logits, kind), scene.size), mask))
     return found
 
 
@@ -235,7 +212,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    best: float = 0.0
+    best: float = -1.0
 
     def done(self, args: argparse.Namespace) -> float:
         """How much of the steps or the minutes, whichever ends first, is over: 0…1."""
@@ -333,7 +310,7 @@ def average(averaged: nn.Module, model: nn.Module, keep: float) -> None:
 
 def check(model: nn.Module, step: int, count: int) -> float:
     """Mean over the kinds of prompt of the mean IoU on the scenes that choose the weights."""
-    found = measure(model, range(CHECKED, CHECKED + count))
+    found = measure(engine_of(model), range(CHECKED, CHECKED + count))
     score = float(np.mean([np.mean(values) for values in found.values()]))
     print(f"check at step {step}: {score:.4f}  {figures(found)}", flush=True)
     return score
@@ -382,8 +359,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     cv2.setNumThreads(0)
     if args.measure:
-        model = build(args.config, args.start)
-        print(figures(measure(model, range(MEASURED, MEASURED + args.measure))))
+        engine = engine_of(build(args.config, args.start))
+        print(figures(measure(engine, range(MEASURED, MEASURED + args.measure))))
     else:
         train(args)
 
