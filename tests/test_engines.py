@@ -1,0 +1,410 @@
+"""Each engine keeps the contract; each broken model is refused with its reason; a hang is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sam_poll import geometry
+from sam_poll.engines import ModelSpec, devices, load, resolve, sam1, sam2
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import ExitCode, ModelError
+from sam_poll.types import Box, Engine, Point, Prompt
+from tests.engine_contract import EngineContract, picture
+
+SMALL_SAM1 = {
+    "depth": 2,
+    "embed_dim": 32,
+    "img_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "patch_size": 16,
+    "global_attn_indexes": [1],
+    "window_size": 3,
+    "out_chans": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def demo() -> Engine:
+    return load(resolve("demo"), device="cpu", max_batch=3)
+
+
+@pytest.fixture(scope="module")
+def sam1_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("sam1") / "small_sam.pth"
+    torch.save(sam1.build(SMALL_SAM1).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_sam1(sam1_file: Path) -> Engine:
+    return load(resolve(str(sam1_file)), device="cpu", max_batch=2)
+
+
+class TestFake(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return load(resolve("fake"))
+
+
+class TestSam2(EngineContract):
+    @pytest.fixture
+    def engine(self, demo: Engine) -> Engine:
+        return demo
+
+
+class TestSam1(EngineContract):
+    @pytest.fixture
+    def engine(self, small_sam1: Engine) -> Engine:
+        return small_sam1
+
+
+# -- the fake one ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fake_box_is_an_ellipse_and_a_fake_point_a_disc() -> None:
+    engine = FakeEngine()
+    [embedding] = engine.encode([engine.prepare(picture(400, 300))])
+    box, point, ring = (
+        geometry.mask_of(logits, "x")
+        for logits in engine.decode(
+            embedding,
+            [
+                Prompt(box=Box(100, 50, 300, 250)),
+                Prompt(points=(Point(200, 150),)),
+                Prompt(points=(Point(200, 150, label=0),), box=Box(100, 50, 300, 250)),
+            ],
+        )
+    )
+    assert box.area == pytest.approx(np.pi * 100 * 100, rel=0.01)
+    assert (box.left, box.top, *box.pixels.shape) == pytest.approx((100, 50, 200, 200), abs=2)
+    assert point.area == pytest.approx(np.pi * (300 / 8) ** 2, rel=0.02)
+    assert ring.area == pytest.approx(box.area - point.area, rel=0.02)
+
+
+def test_a_fake_fault_comes_at_the_call_it_was_ordered_for() -> None:
+    engine = FakeEngine()
+    prepared = engine.prepare(picture())
+    engine.fail("encode", MemoryError("ordered"), at=2, times=2)
+    outcomes = []
+    for _ in range(4):
+        try:
+            outcomes.append(len(engine.encode([prepared])))
+        except MemoryError:
+            outcomes.append("fault")
+    assert outcomes == [1, "fault", "fault", 1]
+
+
+def test_the_package_and_the_fake_engine_need_no_torch() -> None:
+    script = """
+import sys
+from sam_poll.engines import load, resolve
+assert load(resolve("fake")).info.family == "fake"
+assert "torch" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def test_loading_says_each_stage() -> None:
+    stages: list[str] = []
+    load(resolve("demo"), device="cpu", on_stage=stages.append)
+    assert stages == ["import", "read", "config", "build", "to device", "warm-up"]
+
+
+def test_the_demo_finds_the_object_it_is_shown(demo: Engine) -> None:
+    flat = np.full((200, 300, 3), (90, 120, 80), np.uint8)
+    y, x = np.mgrid[:200, :300]
+    truth = np.hypot((x - 150) / 80, (y - 100) / 60) < 1
+    flat[truth] = (200, 60, 50)
+    source = picture(300, 200)
+    [embedding] = demo.encode([demo.prepare(type(source)(flat, source.size, "x"))])
+    [logits] = demo.decode(embedding, [Prompt(box=Box(70, 40, 230, 160))])
+    found = geometry.paste(geometry.mask_of(logits, "x"), source.size)
+    assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
+def test_the_global_thread_count_stays_as_it_was() -> None:
+    script = """
+import torch, os
+threads = torch.get_num_threads()
+from sam_poll.engines import load, resolve
+before = dict(os.environ)
+load(resolve("demo"), device="cpu")
+assert torch.get_num_threads() == threads
+assert {key: value for key, value in os.environ.items() if "THREADS" in key} == {
+    key: value for key, value in before.items() if "THREADS" in key
+}
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_hang_names_its_stage_dumps_all_stacks_and_ends_the_process() -> None:
+    script = """
+import threading
+from sam_poll.engines import checkpoint, load, resolve
+
+def read_from_a_dead_share(path):
+    threading.Event().wait(120)
+
+checkpoint.read = read_from_a_dead_share
+import torch
+import sam_poll.engines.sam2
+load(resolve("demo"), device="cpu", load_timeout_s=1.0)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=90)
+    assert ended.returncode == ExitCode.MODEL
+    assert "loading demo hangs in stage `read`" in ended.stderr
+    assert "read_from_a_dead_share" in ended.stderr
+
+
+def test_a_custom_yaml_outside_the_package_works(tmp_path: Path) -> None:
+    demo = resolve("demo")
+    assert demo.checkpoint is not None
+    assert demo.config is not None
+    own = tmp_path / "my config.yaml"
+    own.write_text(Path(demo.config).read_text().replace("image_size: 256", "image_size: 320"))
+    engine = load(resolve(str(demo.checkpoint), config=str(own)), device="cpu", warmup=False)
+    assert engine.info.side == 320
+    assert engine.info.name == "demo"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["configs/sam2.1/sam2.1_hiera_t.yaml", "sam2.1_hiera_t.yaml", "sam2.1_hiera_t", "configs/sam2.1/sam2.1_hiera_t"],
+)
+def test_packaged_configs_are_found_by_all_their_names(name: str) -> None:
+    assert sam2.find_config(name).parts[-3:] == ("configs", "sam2.1", "sam2.1_hiera_t.yaml")
+
+
+def test_a_config_that_is_nowhere_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ModelError, match=r"sam2\.1_hiera_b\+"):
+        sam2.find_config("sam2.1_hiera_x.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "model: 3", "a: [", "model: {_target_: no.such.Thing}", "model: {_target_: os.getcwd, x: 1}"]
+)
+def test_a_config_that_builds_nothing_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ModelError, match="config") as caught:
+        sam2.build(sam2.read_config(path), str(path))
+    assert caught.value.place == str(path)
+
+
+def spec_of(path: Path, **fields: Any) -> ModelSpec:
+    return ModelSpec(path.stem, checkpoint=path, **fields)
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    """A broken checkpoint for each reason."""
+    good = resolve("demo").checkpoint
+    assert good is not None
+    body = good.read_bytes()
+    contents = {
+        "empty": b"",
+        "web page": b"\n<!DOCTYPE html><html><body>Sign in</body></html>",
+        "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "cut short": body[: len(body) // 2],
+        "cannot be read": b"\x00\x01\x02 nothing of torch's" * 50,
+    }
+    paths = {}
+    for number, (reason, content) in enumerate(contents.items()):
+        paths[reason] = folder / f"{number}.pt"
+        paths[reason].write_bytes(content)
+    return paths
+
+
+@pytest.mark.parametrize("reason", ["empty", "web page", "LFS pointer", "cut short", "cannot be read"])
+def test_a_broken_checkpoint_is_refused_with_its_reason(tmp_path: Path, reason: str) -> None:
+    path = bad_files(tmp_path)[reason]
+    with pytest.raises(ModelError, match=reason) as caught:
+        load(spec_of(path), device="cpu")
+    assert caught.value.place == str(path)
+    assert caught.value.remedy
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load(spec_of(tmp_path / "none.pt"), device="cpu")
+
+
+def test_a_model_not_yet_downloaded_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"sam-poll models download sam2\.1_hiera_tiny"):
+        load(resolve("sam2.1_hiera_tiny", cache_dir=tmp_path), device="cpu")
+
+
+class Code:
+    """Runs when it is unpickled, if one lets it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("was_run"),))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Code()}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(spec_of(tmp_path / "evil.pt"), device="cpu")
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"epoch": 3, "model": {"a": 1}}, {"a": torch.zeros(1)}])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=r"no state dict|not the weights of SAM1 or SAM2"):
+        load(spec_of(tmp_path / "x.pt"), device="cpu")
+
+
+def test_weights_that_do_not_fit_the_config_name_some_keys() -> None:
+    demo = resolve("demo")
+    assert demo.checkpoint is not None
+    with pytest.raises(ModelError, match=r"missing .*image_encoder\.trunk.* more") as caught:
+        load(resolve(str(demo.checkpoint), config="sam2.1_hiera_t"), device="cpu")
+    assert len(str(caught.value)) < 1500
+
+
+def test_an_unknown_size_of_sam2_asks_for_its_config() -> None:
+    demo = resolve("demo")
+    with pytest.raises(ModelError, match="MODEL_CFG"):
+        load(resolve(str(demo.checkpoint)), device="cpu")
+
+
+def test_the_wrong_family_and_the_wrong_type_are_refused(sam1_file: Path) -> None:
+    with pytest.raises(ModelError, match="sam2 was asked for, but these are weights of sam1"):
+        load(resolve(str(sam1_file), config="sam2.1_hiera_t"), device="cpu")
+    with pytest.raises(ModelError, match="vit_b was asked for, but the weights are none of the published"):
+        load(resolve(str(sam1_file), model_type="vit_b"), device="cpu")
+    with pytest.raises(ModelError, match="no model type `vit_x`"):
+        load(resolve(str(sam1_file), model_type="vit_x"), device="cpu")
+
+
+@pytest.mark.parametrize("key", ["model", None])
+def test_a_state_dict_may_be_bare_or_below_model(tmp_path: Path, sam1_file: Path, key: str | None) -> None:
+    weights = torch.load(sam1_file, weights_only=True)
+    path = tmp_path / "x.pt"
+    torch.save({key: weights} if key else weights, path)
+    assert load(spec_of(path), device="cpu", warmup=False).info.family == "sam1"
+
+
+def test_the_old_file_format_of_torch_is_read_too(tmp_path: Path, sam1_file: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(torch.load(sam1_file, weights_only=True), path, _use_new_zipfile_serialization=False)
+    assert load(spec_of(path), device="cpu", warmup=False).info.family == "sam1"
+
+
+def test_an_unknown_hash_is_said_once(sam1_file: Path) -> None:
+    from loguru import logger
+
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        load(spec_of(sam1_file), device="cpu", warmup=False)
+        load(resolve("demo"), device="cpu", warmup=False)
+    finally:
+        logger.remove(sink)
+    assert sum("no SHA-256 is known" in line for line in lines) == 1
+
+
+# -- devices and precisions --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A CUDA card that is told here, with a torch built for CUDA 13."""
+    card = SimpleNamespace(
+        capability=(8, 6), name="Card", built=["sm_75", "sm_80", "sm_86", "sm_90", "sm_120", "compute_120"]
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: card.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: card.name)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: card.built)
+    return card
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "half"),
+    [
+        ((7, 0), "float16", "float16"),
+        ((7, 5), "float16", "float16"),
+        ((8, 0), "bfloat16", "bfloat16"),
+        ((8, 9), "bfloat16", "bfloat16"),
+        ((9, 0), "bfloat16", "bfloat16"),
+        ((6, 1), "float32", "float16"),
+    ],
+)
+def test_the_precision_follows_the_card(
+    card: SimpleNamespace, capability: tuple[int, int], precision: str, half: str
+) -> None:
+    card.capability = capability
+    card.built = ["sm_50", "sm_60", "sm_70", "sm_80", "sm_90"]  # the CUDA 12.6 build
+    assert devices.choose("auto", "auto") == devices.Device("cuda:0", precision, half)
+    assert devices.choose("cuda:1", "float32") == devices.Device("cuda:1", "float32", half)
+
+
+@pytest.mark.parametrize(("capability", "name"), [((6, 1), "NVIDIA GeForce GTX 1050 Ti"), ((5, 2), "Tesla M40")])
+def test_a_card_without_kernels_is_named_with_the_build_it_needs(
+    card: SimpleNamespace, capability: tuple[int, int], name: str
+) -> None:
+    card.capability, card.name = capability, name
+    with pytest.raises(ModelError, match=rf"{name}.*{capability[0]}\.{capability[1]}.*CUDA 12\.6.*cu126") as caught:
+        devices.choose("auto", "auto")
+    assert caught.value.exit_code == ExitCode.MODEL
+
+
+def test_a_card_newer_than_the_build_is_named_too(card: SimpleNamespace) -> None:
+    card.capability, card.built = (12, 0), ["sm_70", "sm_90"]
+    with pytest.raises(ModelError, match=r"capability 12\.0") as caught:
+        devices.choose("cuda", "auto")
+    assert "cu126" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((8, 9), ["sm_80"], True),  # kernels run on a later minor
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),  # compiled when first used
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_100"], True),
+        ((6, 1), ["sm_75", "compute_120"], False),
+        ((9, 4), [], True),  # ROCm does not say
+    ],
+)
+def test_kernels_run_where_cuda_says(capability: tuple[int, int], built: list[str], runs: bool) -> None:
+    assert devices._has_kernels(capability, built) is runs
+
+
+def test_a_card_that_is_not_there_is_refused(card: SimpleNamespace) -> None:
+    with pytest.raises(ModelError, match="there are 2 CUDA devices"):
+        devices.choose("cuda:2", "auto")
+
+
+def test_without_a_card_auto_is_the_cpu_in_float32_and_cuda_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.choose("auto", "auto") == devices.Device("cpu", "float32", None)
+    with pytest.raises(ModelError, match="nvidia-smi"):
+        devices.choose("cuda", "auto")
+    with pytest.raises(ModelError, match="no Apple GPU"):
+        devices.choose("mps", "auto")
+
+
+@pytest.mark.parametrize(("device", "precision"), [("gpu", "auto"), ("cuda:x", "auto"), ("cpu", "half"), ("", "auto")])
+def test_what_is_no_device_and_no_precision_is_refused(device: str, precision: str) -> None:
+    with pytest.raises(ModelError, match="use"):
+        devices.choose(device, precision)
