@@ -38,7 +38,7 @@ def predictions(result: Result, options: FormatOptions, timestamp: str | None = 
     objects, notes = _objects(result, find)
     made: dict[str, Any] = {} if timestamp is None else {"timestamp": timestamp}
     made |= {"id": result.job_id, "objects": objects, "meta": _file_meta(result, [*result.notes, *notes])}
-    text = json.dumps(made, ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(made, ensure_ascii=False, allow_nan=False)
     # A lone surrogate has no UTF-8, but Python's escape for it is JSON's too.
     return [Document(SUFFIX, "application/json", text.encode("utf-8", "backslashreplace") + b"\n")]
 

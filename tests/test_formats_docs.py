@@ -1,0 +1,59 @@
+"""docs/formats.md: its snippets run one after another on the outputs they speak of, and it names every format."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sam_poll import formats
+from sam_poll.formats import FormatOptions
+from sam_poll.types import Box, Point, Prompt, Size
+from tests.made_results import disc, grey_picture, rectangle, result_of
+
+TEXT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+SIZE = Size(120, 90)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    masks = [
+        disc(SIZE, 40, 40, 30, hole=12, label="wheel", score=0.97),
+        rectangle(SIZE, 60, 30, 110, 80, label="plate", score=0.9),
+    ]
+    prompts = [Prompt("wheel", points=(Point(20, 40),)), Prompt("plate", box=Box(60, 30, 110, 80))]
+    result = result_of(SIZE, masks, prompts=prompts, picture=grey_picture(SIZE), job_id="dog", name="done/dog.jpg")
+    for make in formats.load(formats.names(), FormatOptions()):
+        for document in make(result):
+            (tmp_path / f"dog{document.suffix}").write_bytes(document.body)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_snippets_run_as_they_stand(outputs: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(snippets) >= 5
+    names: dict[str, Any] = {}
+    for number, snippet in enumerate(snippets, start=1):
+        exec(compile(snippet, f"snippet {number} of docs/formats.md", "exec"), names)
+    wheel, again = names["masks"]["wheel"], names["again"].astype(bool)
+    assert np.count_nonzero(wheel & again) / np.count_nonzero(wheel | again) >= 0.98
+    assert np.array_equal(names["wheel"], wheel), "the wheel is smaller than the plate, so nothing hides it"
+
+
+def test_the_xml_shown_is_the_xml_written(outputs: Path) -> None:
+    (shown,) = re.findall(r"```xml\n(.*?)```", TEXT, re.DOTALL)
+    written = (outputs / "dog.cvat.xml").read_text(encoding="utf-8")
+    for line in shown.splitlines():
+        for piece in line.split("…"):
+            assert piece.strip() in written
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_every_format_has_a_section_and_its_ending_in_the_table(name: str, outputs: Path) -> None:
+    assert f"## `{name}`" in TEXT
+    (written,) = [file.name.removeprefix("dog") for file in outputs.iterdir() if f".{name}." in file.name]
+    assert f"| `{name}` | `{written}` |" in TEXT
