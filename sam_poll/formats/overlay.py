@@ -148,14 +148,14 @@ def _fill(canvas: Pixels, ground: Pixels, mask: Mask, scale: _Scale, tint: Colou
     whole = np.ascontiguousarray(mask.pixels).view(np.uint8) * np.uint8(255)
     cover = np.asarray(cv2.resize(whole, (right - left, bottom - top), interpolation=cv2.INTER_AREA), np.uint8)
     here = slice(top, bottom), slice(left, right)
-    tinted = ground[here] * np.float32(1 - FILL) + np.array(tint, np.float32) * np.float32(FILL)
-    _blend(canvas[here], cover, tinted, 1.0)
+    tinted = cv2.addWeighted(ground[here], 1 - FILL, np.full_like(ground[here], tint), FILL, 0)
+    _blend(canvas[here], cover, np.asarray(tinted, np.uint8), 1.0)
 
 
-def _blend(canvas: Pixels, cover: npt.NDArray[np.uint8], paint: npt.NDArray[np.float32], opacity: float) -> None:
-    """Mix the paint into the canvas, in place, where `cover` (h×w, 0…255) is set. `paint` is one colour or h×w×3."""
-    alpha = cover[..., None] * np.float32(opacity / 255)
-    canvas[:] = np.rint(canvas + (paint - canvas) * alpha).astype(np.uint8)
+def _blend(canvas: Pixels, cover: npt.NDArray[np.uint8], paint: Pixels, opacity: float) -> None:
+    """Mix the paint (h×w×3) into the canvas, in place, where `cover` (h×w, 0…255) is set."""
+    alpha = cover * np.float32(opacity / 255)
+    canvas[:] = cv2.blendLinear(paint, canvas, alpha, 1 - alpha)
 
 
 def _outline(mask: Mask, scale: _Scale, options: FormatOptions) -> list[npt.NDArray[np.int32]]:
@@ -178,7 +178,7 @@ def _stroke(
     seam = np.zeros(canvas.shape[:2], np.uint8)
     for lines in shapes:
         cv2.polylines(seam, list(lines), closed, 255, line + 2 * max(1, line // 2), cv2.LINE_AA, SHIFT)
-    _blend(canvas, seam, np.zeros(3, np.float32), SEAM)
+    _blend(canvas, seam, np.zeros_like(canvas), SEAM)
     for lines, tint in zip(shapes, colours, strict=True):
         cv2.polylines(canvas, list(lines), closed, tint, line, cv2.LINE_AA, SHIFT)
 
