@@ -247,10 +247,17 @@ def env_name(key: str) -> str:
     return PREFIX + key.replace(".", "__").upper()
 
 
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """The group that an annotation is; on Python 3.10 `tuple[…]` passes for a type, too."""
+    is_class = get_origin(annotation) is None and isinstance(annotation, type)
+    return annotation if is_class and issubclass(annotation, BaseModel) else None
+
+
 def _leaves(model: type[BaseModel], loc: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _leaves(info.annotation, (*loc, name))
+        group = _group(info.annotation)
+        if group is not None:
+            yield from _leaves(group, (*loc, name))
         else:
             yield (*loc, name), info
 
@@ -325,8 +332,8 @@ def _check(values: object) -> list[Complaint]:
 
 
 def _known(loc: Loc) -> Sequence[str]:
-    group = Settings.model_fields[loc[0]].annotation if loc and loc[0] in _GROUPS else Settings  # type: ignore[index]
-    return tuple(group.model_fields) if isinstance(group, type) and issubclass(group, BaseModel) else ()
+    group = _group(Settings.model_fields[str(loc[0])].annotation) if loc and loc[0] in _GROUPS else Settings
+    return tuple(group.model_fields) if group is not None else ()
 
 
 def _better(complaint: Complaint) -> Complaint:
