@@ -34,6 +34,8 @@ from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.settings import Settings
 from sam_poll.types import Engine, Format, Job, Result
 
+_OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
+
 
 def layout_of(settings: Settings, **more: Any) -> Layout:
     """The share's folders as the folder door wants them."""
@@ -50,7 +52,9 @@ def manners_of(settings: Settings, *, once: bool) -> Manners:
     events = mode == "events" or (mode == "auto" and not network)
     settle = settings.watch.settle_s
     if network and mode == "events":
-        logger.warning("{} is on {}: events of other machines do not arrive there; `watch.mode: auto` polls", existing, kind)
+        logger.warning(
+            "{} is on {}: events of other machines do not arrive there; `watch.mode: auto` polls", existing, kind
+        )
     return Manners(
         rescan_s=settings.watch.rescan_s,
         quiet_s=(NETWORK_S if network else LOCAL_S) if settle == "auto" else settle,
@@ -86,10 +90,13 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
         queue=p.queue,
         cache_mib=p.cache_mib,
         max_pixels=int(settings.limits.picture_mpx * 1_000_000),
+        cover=min(_OVERLAY_COVER, settings.overlay.max_side) if "overlay" in settings.formats else 0,
     )
 
 
-def engine_of(settings: Settings, *, model_type: str | None = None, on_stage: Callable[[str], None] | None = None) -> Engine:
+def engine_of(
+    settings: Settings, *, model_type: str | None = None, on_stage: Callable[[str], None] | None = None
+) -> Engine:
     """The network the settings name, loaded. ModelError says what is in the way."""
     memory, batch = settings.memory, settings.pipeline.batch
     return engines.load(
@@ -101,7 +108,6 @@ def engine_of(settings: Settings, *, model_type: str | None = None, on_stage: Ca
         reserve_mib=memory.reserve_mib,
         min_side=memory.min_side,
         load_timeout_s=settings.load_timeout_s,
-        on_stage=on_stage,
     )
 
 
@@ -123,7 +129,14 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def watch(settings: Settings, *, once: bool = False, layout: Layout | None = None, model_type: str | None = None) -> ExitCode:
+def watch(
+    settings: Settings,
+    *,
+    once: bool = False,
+    layout: Layout | None = None,
+    model_type: str | None = None,
+    on_result: Callable[[Result], None] | None = None,
+) -> ExitCode:
     """The daemon: answer what is dropped, until a signal comes or (`once`) everything is drained."""
     live = screen.wants_live(settings.log)
     console = Console(stderr=True) if live else None
@@ -133,18 +146,20 @@ def watch(settings: Settings, *, once: bool = False, layout: Layout | None = Non
     # The share is proved before the model is loaded: the cheap mistake is told first.
     with stop_on_signals() as stop, FolderDoor(layout, manners) as door:
         engine = engine_of(settings, model_type=model_type)
-        pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings))
+        pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings), on_result=on_result)
         how = "events" if manners.events else "polling"
         logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
         now = pipeline.stats.now
         title = f"{engine.info.name} on {engine.info.device}"
         display = (
-            screen.Progress(title, now, lambda: door.waiting, console) if console else screen.Heartbeat(now, lambda: door.waiting)
+            screen.Progress(title, now, lambda: door.waiting, console)
+            if console
+            else screen.Heartbeat(now, lambda: door.waiting)
         )
         with display:
             pipeline.run(door, stop)
-        waiting = f"; {door.waiting} files still wait in {layout.input}" if once and door.waiting else ""
-        logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), waiting)
+        rest = f"; {door.waiting} files still wait in {layout.input}" if once and door.waiting else ""
+        logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), rest)
         return ExitCode.FAILED_JOBS if once and now().rejected else ExitCode.OK
 
 

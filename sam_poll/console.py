@@ -36,7 +36,9 @@ def set_up_log(kind: str, level: str, *, console: Console | None = None) -> None
     if kind == "json":
         logger.add(_write_json, level=level, format="{message}")
     elif console is not None:
-        logger.add(lambda line: console.print(Text.from_ansi(str(line).rstrip("\n"))), level=level, format=_LIVE, colorize=True)
+        logger.add(
+            lambda line: console.print(Text.from_ansi(str(line).rstrip("\n"))), level=level, format=_LIVE, colorize=True
+        )
     else:
         logger.add(sys.stderr, level=level, format=_TEXT, colorize=False, backtrace=False, diagnose=False)
 

@@ -61,6 +61,7 @@ class Sizes:
     queue: int = 4
     cache_mib: int = 512
     max_pixels: int = images.DEFAULT_MAX_PIXELS
+    cover: int = 0  # decode pictures at a scale whose sides have at least this, even if the network wants less
     drain_s: float = 30.0
 
 
@@ -209,11 +210,10 @@ class Pipeline:
             )
         with _timed(task, "decode"):
             data = _read(job.picture) if isinstance(job.picture, Path) else job.picture
-            info = self._engine.info
+            info, sizes = self._engine.info, self._sizes
+            cover = max(info.side, sizes.cover)
             try:
-                task.picture = images.decode(
-                    data, cover=info.side, both=info.family != "sam1", max_pixels=self._sizes.max_pixels
-                )
+                task.picture = images.decode(data, cover=cover, both=info.family != "sam1", max_pixels=sizes.max_pixels)
             except PictureError as error:
                 error.place = error.place or _file_name(job)
                 raise
@@ -240,7 +240,7 @@ class Pipeline:
         self._embeddings.clear()
 
     def _encode(self, batch: list[_Task]) -> None:
-        """Encode what is not known yet, together. A failure here is found again, and blamed, job by job in `_predict`."""
+        """Encode what is not known yet, together. A failure here shows again, job by job, in `_predict`."""
         fresh = {self._key(t): t for t in batch if t.prepared and self._embeddings.get(self._key(t)) is None}
         if len(fresh) < 2 or self._hurry.is_set() or self._fatal:
             return

@@ -16,7 +16,7 @@ _RECENT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The numbers at one moment. `rate` is answered jobs a second over the last 30 s; `stage_ms` means over all jobs."""
+    """The numbers at one moment. `rate` is answered jobs/s over the last 30 s; `stage_ms` are means over all jobs."""
 
     answered: int
     rejected: int
@@ -37,7 +37,7 @@ class Stats:
         self._started = time.monotonic()
         self._answered = self._rejected = self._objects = self._at_work = 0
         self._reasons: Counter[str] = Counter()
-        self._stages: Counter[str] = Counter()
+        self._stages: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=10_000)
         self._last = ""
 
@@ -52,7 +52,8 @@ class Stats:
             self._at_work -= 1
             self._answered += 1
             self._objects += objects
-            self._stages.update({k: v for k, v in timings.items()})  # type: ignore[arg-type]
+            for stage, ms in timings.items():
+                self._stages[stage] = self._stages.get(stage, 0.0) + ms
             self._recent.append(time.monotonic())
             self._last = job_id
 

@@ -1,7 +1,7 @@
 """The words everybody uses: what a prompt, a picture, a job, a mask, a result is; and the three seams.
 
-Nothing here does I/O or knows another module but `errors`, so everything may import it. Values are frozen; those that carry arrays
-compare by identity (`eq=False`), because `==` on arrays has no single answer.
+Nothing here does I/O or knows another module but `errors`, so everything may import it. Values are frozen; those that
+carry arrays compare by identity (`eq=False`), because `==` on arrays has no single answer.
 
 What can still go wrong here: the arrays inside frozen values are not frozen themselves; whoever gets one must not
 write into it.
@@ -216,7 +216,7 @@ class Document:
 
 
 class Door(Protocol):
-    """Where jobs come from and answers go. Each job gets exactly one of `deliver`, `reject`, `release`, from any thread.
+    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, from any thread.
 
     `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
     `deliver` and `reject` raise OSError when the surroundings are sick; the caller tries again or releases.

@@ -102,15 +102,24 @@ def test_a_file_never_settles_before_it_was_unchanged_for_the_quiet_time(changes
     "name",
     [
         *("dog.jpg.part", "dog.tmp", "dog.jpg.crdownload", "~$dog.json", ".~lock.dog.json#", ".dog.jpg", ".DS_Store"),
-        *(".dog.jpg.Ab12Cd", "~syncthing~dog.jpg.tmp", ".syncthing.dog.jpg.tmp", "dog.jpg~", "dog.json.swp", "DOG.PART"),
-        *("dog.jpg.filepart", "._dog.jpg", "#dog.json#"),
+        *(
+            ".dog.jpg.Ab12Cd",
+            "~syncthing~dog.jpg.tmp",
+            ".syncthing.dog.jpg.tmp",
+            "dog.jpg~",
+            "dog.json.swp",
+            "DOG.PART",
+        ),
+        *("DOG.PART", "dog.jpg.filepart", "._dog.jpg", "#dog.json#"),
     ],
 )
 def test_names_that_copying_tools_use_are_temporary(name: str) -> None:
     assert is_temporary(name)
 
 
-@pytest.mark.parametrize("name", ["dog.jpg", "part.jpg", "tmp.json", "dog~2.jpg", "a~b.png", "dog.part.jpg", "~dog.jpg"])
+@pytest.mark.parametrize(
+    "name", ["dog.jpg", "part.jpg", "tmp.json", "dog~2.jpg", "a~b.png", "dog.part.jpg", "~dog.jpg"]
+)
 def test_names_that_merely_look_like_it_are_not(name: str) -> None:
     assert not is_temporary(name)
 
@@ -163,5 +172,7 @@ def test_a_prompt_may_name_its_picture_but_only_beside_it() -> None:
         ("dog.prompt", "dog.png", True, True, "dog.png.prompt"),
     ],
 )
-def test_a_jobs_name_tells_it_from_its_siblings(prompt: str, picture: str, shares: bool, twin: bool, expected: str) -> None:
+def test_a_jobs_name_tells_it_from_its_siblings(
+    prompt: str, picture: str, shares: bool, twin: bool, expected: str
+) -> None:
     assert job_id(prompt, picture, shares_stem=shares, twin=twin) == expected

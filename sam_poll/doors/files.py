@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sam_poll.errors import SamPollError
+from sam_poll.errors import SamPollError, ShareError
 from sam_poll.fs import write_whole
 from sam_poll.types import Document, Job
 
@@ -30,12 +30,17 @@ class FilesDoor:
             yield job
 
     def deliver(self, job: Job, documents: Sequence[Document]) -> None:
-        """Write the outputs whole. OSError: call again."""
+        """Write the outputs whole. Somebody waits for a one-off, so what cannot be written is said, not tried again."""
         base = self._output / job.id
-        base.parent.mkdir(parents=True, exist_ok=True)
         paths = [base.with_name(base.name + document.suffix) for document in documents]
-        for path, document in zip(paths, documents, strict=True):
-            write_whole(path, document.body)
+        try:
+            base.parent.mkdir(parents=True, exist_ok=True)
+            for path, document in zip(paths, documents, strict=True):
+                write_whole(path, document.body)
+        except OSError as error:
+            raise ShareError(
+                f"the answer cannot be written: {error.strerror or error}", place=str(base.parent)
+            ) from error
         self.written[job.id] = paths
 
     def reject(self, job: Job, error: SamPollError) -> None:

@@ -32,7 +32,9 @@ from sam_poll.fs import exists, free_suffix, move_new, shown, sync_folder, with_
 from sam_poll.types import Document, Everything, Job
 
 _STOP_S = 0.25  # how soon a set `stop` is noticed
-_RECENT = 1000  # pictures whose place in done/ is remembered, for prompts of the same scan that come to their turn later
+_RECENT = (
+    1000  # pictures whose place in done/ is remembered, for prompts of the same scan that come to their turn later
+)
 _NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
 
@@ -214,7 +216,9 @@ class FolderDoor:
         logger.debug("claimed {}", shown(claim.rel))
         return Job(
             id=identity,
-            name=self.layout.share_name(with_suffix(self.layout.done / (picture.rel if picture else claim.rel), suffix)),
+            name=self.layout.share_name(
+                with_suffix(self.layout.done / (picture.rel if picture else claim.rel), suffix)
+            ),
             picture=picture.path if picture else b"",
             prompts=parsed.prompts if parsed else Everything(),
             origin=claim,

@@ -1,4 +1,4 @@
-"""The share's folders: which there are, the proof that they can be used, what lies in them, and putting failed jobs back.
+"""The share's folders: which there are, the proof that they can be used, what lies in them, putting failed jobs back.
 
 What can still go wrong here: the proof is of the moment it was made. Two daemons on one share are kept apart by an
 advisory lock, which some network file systems grant to everybody; there, see to it that one daemon runs.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from loguru import logger
@@ -118,7 +117,7 @@ def prove(layout: Layout) -> None:
             except OSError as error:
                 if error.errno == errno.EXDEV:
                     raise ShareError(
-                        f"`{here_name}` and `{name}` are on different file systems, so files cannot be renamed between them",
+                        f"`{here_name}` and `{name}` are on different file systems: renaming between them fails",
                         place=f"{here} → {folder}",
                         remedy="put all five folders on one mount (in Docker: mount their parent, not each of them)",
                     ) from error
@@ -166,7 +165,7 @@ class Lock:
         self._file.flush()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -210,6 +209,8 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
         if not folder.is_dir():
             continue
         for path, entry in walk(folder):
+            if entry.name.startswith(TEMP_PREFIX):
+                continue
             kind = _kind(layout, entry.name, name)
             counts[kind] = counts.get(kind, 0) + 1
             if name == "input" and kind in ("pictures", "prompts"):
@@ -220,7 +221,7 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
 
 
 def _kind(layout: Layout, name: str, folder: str) -> str:
-    if name.startswith(TEMP_PREFIX) or is_temporary(name):
+    if is_temporary(name):
         return "other"
     if folder == "failed" and name.endswith(ERROR_ENDING):
         return "errors"

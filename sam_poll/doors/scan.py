@@ -9,6 +9,7 @@ and again only when the file changes.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
@@ -43,8 +44,8 @@ class Manners:
 
 @dataclass(slots=True)
 class Ready:
-    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere (it is at
-    work for a sibling, or in `done/`). `fault`: claim it only to reject it."""
+    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere (at work
+    for a sibling, or in `done/`). `fault`: claim it only to reject it."""
 
     prompt: str | None
     picture: str | None
@@ -238,10 +239,10 @@ class Scanner:
 def look(path: Path) -> Signature | None:
     """A regular file's signature; None if it is not there or something else."""
     try:
-        stat = path.lstat()
+        found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns) if os.path.stat.S_ISREG(stat.st_mode) else None
+    return Signature(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def spellings(stem: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Which files are complete, and which prompt belongs to which picture. Pure: the clock and the listing are passed in.
 
-A file is *settled* when its (inode, size, mtime) has not changed for a while by the monotonic clock. How long depends on
-what the watcher saw: a rename puts a whole file in place, a close ends one writer's work, and without a word from the
-watcher (polling, network shares, files found at start) only patience helps.
+A file is *settled* when its (inode, size, mtime) has not changed for a while by the monotonic clock. How long depends
+on what the watcher saw: a rename puts a whole file in place, a close ends one writer's work, and without a word from
+the watcher (polling, network shares, files found at start) only patience helps.
 
 What can still go wrong here: a writer that pauses for longer than `quiet_s` in the middle of a file looks finished.
 The picture's end marker, checked when it is decoded, catches most of these.

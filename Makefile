@@ -1,0 +1,48 @@
+# Two commands for a new user: `make demo`, `make test`. Each sets up what it needs; a second run takes seconds.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+STAMP  := $(VENV)/.installed
+
+.PHONY: help venv demo test check lint types format clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+venv: $(STAMP) ## build .venv with torch, sam2 and the development tools
+
+# sam2 asks for torch while it builds: in an isolated build environment that would be a second full download, so it is
+# built without one. SAM2_BUILD_CUDA=0 leaves out its optional CUDA extension (hole filling), which we do not use.
+$(STAMP): pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sam_poll needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch (some GB; a few minutes the first time) …"
+	@$(PIP) --upgrade pip 'setuptools>=77' wheel
+	@$(PIP) 'torch>=2.5.1' 'torchvision>=0.20.1'
+	@echo "installing sam2 and the rest …"
+	@SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation 'sam2>=1.1'
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## run the main job on bundled pictures with the bundled small model
+	@$(BIN)/python -m tools.demo
+
+test: $(STAMP) ## the whole test suite
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff: mistakes and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	@$(BIN)/mypy
+
+format: $(STAMP) ## let ruff mend what it can
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+check: lint types test ## what CI runs
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) build dist *.egg-info demo-share .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,363 @@
+"""The command line: commands and their flags; what they do is elsewhere.
+
+Nothing heavy is imported at the top, so that `--help` answers at once. What can still go wrong here: an exception that
+we did not foresee; it ends with one line, and its traceback goes into a file for the report.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from sam_poll import __version__
+from sam_poll.errors import ExitCode, SamPollError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+app = typer.Typer(
+    name="sam-poll",
+    help="Drop a picture and a prompt into a folder; get its masks and contours back, ready for CVAT.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 all done · 2 bad usage · 3 some jobs failed · 4 model not loadable · 70 GPU failed · "
+    "75 share not usable · 78 bad settings",
+)
+models = typer.Typer(help="List, download and verify the networks' weights.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
+In = Annotated[Path | None, typer.Argument(metavar="[IN]", help="Folder to drop pictures and prompts in.")]
+Model = Annotated[str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")]
+ModelCfg = Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")]
+Formats = Annotated[
+    list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat; may be repeated.")
+]
+
+
+def reports(command: F) -> F:
+    """Ends a command with its error's exit code and one readable message."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except SamPollError as error:
+            _say(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except BrokenPipeError:
+            raise typer.Exit(ExitCode.OK) from None
+        except Exception as error:  # noqa: BLE001  the last place where a surprise can be told in one line
+            _say_surprise(error)
+            raise typer.Exit(ExitCode.BUG) from None
+        raise typer.Exit(code or ExitCode.OK)
+
+    return run  # type: ignore[return-value]
+
+
+def _say(error: SamPollError) -> None:
+    from rich.text import Text
+
+    from sam_poll.console import error_console
+    from sam_poll.fs import shown
+
+    place = f"{error.place}: " if error.place else ""
+    lines = [shown(line) for line in f"{place}{error.reason}".splitlines()]
+    text = Text.assemble(("error: ", "bold red"), "\n".join(lines))
+    if error.remedy:
+        text.append(f"\n  → {shown(error.remedy)}", style="yellow")
+    error_console().print(text)
+
+
+def _say_surprise(error: Exception) -> None:
+    with tempfile.NamedTemporaryFile("w", prefix="sam-poll-", suffix=".txt", delete=False) as file:
+        file.write(f"sam_poll {__version__}, Python {sys.version}\n")
+        file.write("".join(traceback.format_exception(error)))
+    kind = f"unexpected {type(error).__name__}: {error}"
+    _say(SamPollError(kind, remedy=f"this is a bug in sam-poll; please report it with {file.name}"))
+
+
+def _settings(source: Path | None, config: Path | None, **flags: Any) -> Any:
+    """The settings for a command that works on a share."""
+    import os
+
+    from sam_poll import settings
+
+    if source is None and config is None and not os.environ.get("SAM_POLL_CONFIG"):
+        config = Path("config.yaml")
+        if not config.is_file():
+            raise UsageError(
+                "neither a folder nor settings are given", remedy="`sam-poll watch IN OUT`, or `-c config.yaml`"
+            )
+    given = {key: value for key, value in flags.items() if value is not None}
+    return settings.load(config, flags={"input": source, **given} if source else given)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"sam_poll {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@reports
+def watch(
+    source: In = None,
+    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder for the answers.")] = None,
+    config: Config = None,
+    once: Annotated[bool, typer.Option("--once", help="Answer what is there, then exit.")] = False,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    format: Formats = None,
+    log: Annotated[str | None, typer.Option("--log", help="auto, text or json.")] = None,
+    log_level: Annotated[str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = None,
+) -> ExitCode:
+    """Watch a folder and answer every picture + prompt dropped into it. Ctrl-C stops after what is at work."""
+    flags = {"output": output, "model": model, "model_cfg": model_cfg, "device": device, "formats": format}
+    settings = _settings(source, config, **flags, log=log, log_level=log_level)
+    from sam_poll.app import watch as run
+
+    return run(settings, once=once)
+
+
+@app.command()
+@reports
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Pictures.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the answers.")],
+    point: Annotated[
+        list[str] | None, typer.Option("--point", help="x,y or x,y,0 (background); may be repeated.")
+    ] = None,
+    box: Annotated[list[str] | None, typer.Option("--box", help="x0,y0,x1,y1; several are several objects.")] = None,
+    prompt: Annotated[Path | None, typer.Option("--prompt", help="A prompt file, for all the pictures.")] = None,
+    label: Annotated[str, typer.Option("--label", help="The label of what --point and --box mark.")] = "object",
+    config: Config = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    format: Formats = None,
+    log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+) -> ExitCode:
+    """Answer some pictures once. Without --point, --box or --prompt, the prompt beside each picture is used."""
+    from sam_poll import console, oneoff
+    from sam_poll import settings as settings_
+
+    console.set_up_log("text", log_level.upper())
+    jobs = oneoff.jobs_for(pictures, oneoff.prompts_of_flags(point or [], box or [], label), prompt)
+    flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}
+    flags["formats"] = format or (None if config else ["mask", "opex", "overlay"])
+    settings = settings_.load(config, flags={k: v for k, v in flags.items() if v is not None})
+    from sam_poll.app import predict as run
+
+    rows: dict[str, list[list[str]]] = {}
+
+    def result(done: Any) -> None:
+        rows[done.job_id] = [
+            [done.name, str(n), m.label, f"{m.score:.2f}", f"{m.area:,}", f"{done.timings['total']:.0f}"]
+            for n, m in enumerate(done.masks, 1)
+        ]
+
+    def refused(job: Any, error: Any) -> None:
+        error.place = f"{job.name}: {error.place}" if error.place and job.name not in error.place else job.name
+        _say(error)
+
+    code = run(settings, jobs, output, on_result=result, on_reject=refused)
+    if rows:
+        from rich.console import Console
+
+        columns = ["picture", "#", "object", "predicted IoU", "pixels", "ms"]
+        Console().print(
+            console.table("", columns, [row for job in jobs for row in rows.get(job.id, [])], right={1, 3, 4, 5})
+        )
+        Console(stderr=True).print(f"written to {output}", style="dim")
+    return code
+
+
+@app.command()
+@reports
+def check(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Prompts, pictures, settings, folders.")],
+) -> ExitCode:
+    """Validate prompts, pictures' headers and settings without loading a model."""
+    from sam_poll import oneoff
+    from sam_poll.errors import SettingsError
+    from sam_poll.fs import shown
+
+    fine, wrong = 0, []
+    for finding in oneoff.check(paths):
+        if finding.error is None:
+            fine += 1
+        else:
+            wrong.append(finding.error)
+            place = finding.error.place
+            prefix = "" if place and str(finding.path) in place else f"{shown(finding.path)}: "
+            typer.echo(f"{prefix}{finding.error}")
+    typer.echo(f"{fine} fine, {len(wrong)} wrong", err=bool(wrong))
+    if any(isinstance(error, SettingsError) for error in wrong):
+        return ExitCode.SETTINGS
+    return ExitCode.FAILED_JOBS if wrong else ExitCode.OK
+
+
+@app.command()
+@reports
+def schema() -> None:
+    """Print the JSON Schema of prompt files."""
+    from sam_poll import prompts
+
+    typer.echo(json.dumps(prompts.schema(), indent=2))
+
+
+@app.command()
+@reports
+def status(
+    source: In = None,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count what lies in the five folders, and name what has waited longest."""
+    settings = _settings(source, config)
+    from rich.console import Console
+
+    from sam_poll import console
+    from sam_poll.app import layout_of
+    from sam_poll.doors.layout import status as look
+    from sam_poll.fs import shown
+
+    layout = layout_of(settings)
+    report = look(layout)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    rows = [
+        [name, *(str(report[name].get(kind, "")) for kind in ("pictures", "prompts", "errors", "other")), str(folder)]
+        for name, folder in layout.folders.items()
+    ]
+    Console().print(
+        console.table("", ["folder", "pictures", "prompts", "errors", "other", ""], rows, right={1, 2, 3, 4})
+    )
+    oldest = report["oldest"]
+    typer.echo(f"waiting longest: {shown(oldest['name'])}, {oldest['seconds']:.0f} s" if oldest else "nothing waits")
+
+
+@app.command()
+@reports
+def retry(
+    pattern: Annotated[str, typer.Argument(help="Which jobs, by their path below failed: `cam1/*`.")] = "*",
+    source: Annotated[Path | None, typer.Option("--in", help="The input folder, if no settings file names it.")] = None,
+    config: Config = None,
+) -> None:
+    """Put failed jobs back into the input folder and drop their error files."""
+    settings = _settings(source, config)
+    from sam_poll.app import layout_of
+    from sam_poll.doors.layout import retry as put_back
+    from sam_poll.fs import shown
+
+    count = put_back(layout_of(settings), pattern, on_move=lambda job: typer.echo(shown(job)))
+    typer.echo(f"{count} jobs are back in {settings.folders.input}", err=True)
+
+
+@app.command()
+@reports
+def merge(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder the answers lie in.")],
+    target: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    format: Annotated[str, typer.Option("--format", help="cvat.")] = "cvat",
+) -> None:
+    """Join the answers of many pictures into one file for a CVAT task."""
+    from sam_poll.doors.layout import walk
+    from sam_poll.formats.merge import merge_cvat
+    from sam_poll.fs import write_whole
+
+    if format != "cvat":
+        raise UsageError(f"there is no format `{format}` to merge", place="--format", remedy="cvat")
+    if not output.is_dir():
+        raise UsageError("there is no such folder", place=str(output))
+    names = sorted(name for name, _ in walk(output) if name.endswith(".cvat.xml"))
+    if not names:
+        raise UsageError("no .cvat.xml files", place=str(output), remedy="add `cvat` to `formats` and answer again")
+    body = merge_cvat((name, (output / name).read_bytes()) for name in names)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, body)
+    typer.echo(f"{len(names)} files joined into {target}", err=True)
+
+
+@models.command("list")
+@reports
+def models_list() -> None:
+    """The models that can be named in settings, and whether they are here."""
+    from rich.console import Console
+
+    from sam_poll import console
+    from sam_poll.engines import catalog
+
+    rows = [["demo", "sam2", "6", "bundled; knows drawn shapes only"]]
+    for name, entry in catalog.MODELS.items():
+        path = catalog.path_of(name)
+        rows.append([name, entry.family, f"{entry.size >> 20}", str(path) if path.is_file() else "not downloaded"])
+    Console(soft_wrap=True).print(console.table("", ["name", "family", "MiB", "where"], rows, right={2}))
+
+
+@models.command("download")
+@reports
+def models_download(names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Catalogue names.")]) -> None:
+    """Download models into the cache folder and verify them."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from sam_poll.console import error_console
+    from sam_poll.engines import catalog
+
+    known = [catalog.path_of(name) for name in names]  # all names are known before the first byte travels
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console()) as progress:
+        for name in names:
+            task = progress.add_task(name, total=None)
+            catalog.download(name, progress=functools.partial(_advance, progress, task))
+    for path in known:
+        typer.echo(path)
+
+
+def _advance(progress: Any, task: Any, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
+
+
+@models.command("verify")
+@reports
+def models_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME|FILE…]", help="Default: all that are here.")
+    ] = None,
+) -> ExitCode:
+    """Compare model files with their known SHA-256."""
+    from sam_poll.engines import catalog
+
+    wanted = names or [name for name in catalog.MODELS if catalog.path_of(name).is_file()]
+    wrong = 0
+    for name in wanted:
+        good = catalog.verify(name)
+        wrong += good is False
+        typer.echo(f"{name}: {'as published' if good else 'no hash is known for it' if good is None else 'DIFFERENT'}")
+    if not wanted:
+        typer.echo("no model is downloaded", err=True)
+    return ExitCode.MODEL if wrong else ExitCode.OK
+
+
+def main() -> None:
+    """The `sam-poll` command."""
+    app()

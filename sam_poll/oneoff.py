@@ -1,0 +1,165 @@
+"""What `predict` and `check` do before (or instead of) running a network: flags and files become jobs or findings.
+
+What can still go wrong here: `check` looks at a picture's header only; whether its pixels decode is seen when it is
+answered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_poll import images, prompts
+from sam_poll import settings as settings_
+from sam_poll.doors.layout import walk
+from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
+from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
+from sam_poll.types import Box, Everything, Job, Point, Prompt
+
+
+def point_flag(text: str) -> Point:
+    """`x,y` or `x,y,label`, label 1 foreground (default) or 0 background. UsageError."""
+    numbers = _numbers(text, "--point", "x,y or x,y,0 for background", (2, 3))
+    if len(numbers) == 3 and numbers[2] not in (0, 1):
+        raise UsageError("a point's label is 1 (foreground) or 0 (background)", place=f"--point {text}")
+    return Point(numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1)
+
+
+def box_flag(text: str) -> Box:
+    """`x0,y0,x1,y1`. UsageError."""
+    x0, y0, x1, y1 = _numbers(text, "--box", "x0,y0,x1,y1", (4,))
+    if x0 >= x1 or y0 >= y1:
+        raise UsageError("the box is empty or inside out", place=f"--box {text}", remedy="x0 < x1 and y0 < y1")
+    return Box(x0, y0, x1, y1)
+
+
+def _numbers(text: str, flag: str, form: str, lengths: tuple[int, ...]) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in lengths or any(n != n or abs(n) == float("inf") for n in numbers):
+        raise UsageError("not the numbers expected", place=f"{flag} {text}", remedy=f"write {form}")
+    return numbers
+
+
+def prompts_of_flags(points: Sequence[str], boxes: Sequence[str], label: str) -> tuple[Prompt, ...]:
+    """All points and one box are one object; several boxes are several objects. Empty where no flag is given."""
+    placed = tuple(map(point_flag, points))
+    framed = tuple(map(box_flag, boxes))
+    if len(framed) > 1 and placed:
+        raise UsageError("points and several boxes do not say which belongs to which", remedy="use --prompt FILE")
+    if placed and not framed and all(p.label == 0 for p in placed):
+        raise UsageError("there is no foreground point", place="--point", remedy="add one, or a --box")
+    if len(framed) > 1:
+        return tuple(Prompt(label, box=box) for box in framed)
+    return (Prompt(label, placed, framed[0] if framed else None),) if placed or framed else ()
+
+
+def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...], prompt_file: Path | None) -> list[Job]:
+    """One job a picture: with the prompts given, or the prompt file, or the prompt that lies beside the picture.
+
+    UsageError, PromptError; outputs are named by the picture's stem, with a number where a stem comes twice.
+    """
+    if given and prompt_file:
+        raise UsageError("--prompt cannot be combined with --point or --box")
+    shared: tuple[Prompt, ...] | Everything | None = given or (
+        _read_prompt(prompt_file).prompts if prompt_file else None
+    )
+    jobs, used = [], set()
+    for picture in pictures:
+        name, number = picture.stem, 2
+        while name in used:
+            name, number = f"{picture.stem}~{number}", number + 1
+        used.add(name)
+        jobs.append(Job(name, picture.name, picture, shared or _prompt_beside(picture)))
+    return jobs
+
+
+def _prompt_beside(picture: Path) -> tuple[Prompt, ...] | Everything:
+    for ending in sorted(PROMPT_ENDINGS):
+        beside = picture.with_suffix(ending)
+        if beside.is_file():
+            return _read_prompt(beside).prompts
+    raise UsageError(
+        "no prompt",
+        place=str(picture),
+        remedy=f"give --point, --box or --prompt, or put {picture.stem}.json beside it",
+    )
+
+
+def _read_prompt(path: Path) -> prompts.PromptFile:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PromptError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    try:
+        return prompts.parse(data)
+    except PromptError as error:
+        error.place = f"{path}: {error.place}" if error.place else str(path)
+        raise
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file looked at; `error` None: it is fine."""
+
+    path: Path
+    error: SamPollError | None = None
+
+
+def check(paths: Iterable[Path]) -> Iterator[Finding]:
+    """Look at prompts, pictures' headers and settings files, folders with all that is in them."""
+    for path in paths:
+        if path.is_dir():
+            names = sorted(name for name, entry in walk(path) if not is_temporary(entry.name))
+            index = Index(n for n in names if images.is_picture(n))
+            for name in names:
+                if images.is_picture(name) or _is_prompt(name):
+                    yield _look(path / name, _partner(path, name, index))
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            yield _settings(path)
+        elif images.is_picture(path.name) or _is_prompt(path.name):
+            beside = [p.name for p in path.parent.iterdir() if images.is_picture(p.name)] if path.exists() else []
+            yield _look(path, _partner(path.parent, path.name, Index(beside)))
+        else:
+            kinds = "a prompt (.json, .prompt), a picture, a settings file (.yaml) or a folder"
+            yield Finding(
+                path, InputError("cannot be checked" if path.exists() else "is not there", remedy=f"give {kinds}")
+            )
+
+
+def _is_prompt(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PROMPT_ENDINGS
+
+
+def _partner(folder: Path, name: str, index: Index) -> Path | None:
+    found = index.find(name) if _is_prompt(name) else None
+    return folder / found if isinstance(found, str) and not isinstance(found, Ambiguous) else None
+
+
+def _look(path: Path, picture: Path | None) -> Finding:
+    try:
+        data = path.read_bytes()
+        if not _is_prompt(path.name):
+            images.read_header(data)
+            return Finding(path)
+        read = prompts.parse(data)
+        picture = path.with_name(read.image) if read.image else picture
+        if picture and picture.is_file() and not isinstance(read.prompts, Everything):
+            prompts.fit(read.prompts, images.read_header(picture.read_bytes()).size)
+    except OSError as error:
+        return Finding(path, InputError(f"cannot be read: {error.strerror}"))
+    except SamPollError as error:
+        return Finding(path, error)
+    return Finding(path)
+
+
+def _settings(path: Path) -> Finding:
+    try:
+        settings_.load(path, env={})
+    except SettingsError as error:
+        return Finding(path, error)
+    return Finding(path)
