@@ -131,7 +131,7 @@ def _decoded(data: bytes, header: Header, shrink: int, notes: list[str]) -> Pixe
     if header.format == "JPEG":
         _check_end(data)
     elif header.format == "PNG":
-        data = _bare_png(data)
+        data = _bare_png(data, header)
     elif header.format == "TIFF" and header.alpha:
         data = _tiff_with_plain_colours(data)
     if header.mode == "grey" and header.bits == 16 and not header.alpha:
@@ -165,8 +165,9 @@ def _as_cvat_shows(grey: npt.NDArray[Any]) -> tuple[Pixels, str]:
     low, high = int(grey.min()), int(grey.max())
     if low == high:
         return np.zeros(grey.shape, dtype=np.uint8), f"16-bit grey, all of one value ({low})"
-    stretched = ((grey - low) / np.float64(high - low) * 255).astype(np.uint8)
-    shown = np.array(ImageOps.equalize(Image.fromarray(stretched)))
+    table = np.zeros(high + 1, dtype=np.uint8)
+    table[low:] = np.arange(high - low + 1) / (high - low) * 255
+    shown = np.array(ImageOps.equalize(Image.fromarray(table[grey])))
     return shown, f"16-bit grey from {low} to {high}, stretched and equalised to 8 bits as CVAT shows it"
 
 
@@ -207,7 +208,7 @@ def _cut_off(missing: str) -> PictureError:
 def _read(layout: str, data: bytes, at: int) -> tuple[Any, ...]:
     try:
         return struct.unpack_from(layout, data, at)
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise _cut_off("the file ends inside its header") from error
 
 
@@ -234,12 +235,9 @@ def _jpeg(data: bytes) -> Header:
     raise _cut_off("the JPEG holds no picture")
 
 
-_SCAN_END = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")  # the next marker in compressed data that is not a restart
-
-
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """A JPEG's markers up to its end marker, each with start and end of its body; raises when that one is missing."""
-    at = 2
+    at, marks = 2, None
     while (at := data.find(b"\xff", at)) >= 0:
         while data[at : at + 1] == b"\xff":
             at += 1
@@ -253,9 +251,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield marker, at + 2, at + length
         at += max(length, 2)
         if marker == 0xDA:
-            found = _SCAN_END.search(data, at)
-            at = found.start() if found else len(data)
+            marks = _marks(data, at) if marks is None else marks
+            following = np.searchsorted(marks, at)
+            at = int(marks[following]) if following < len(marks) else len(data)
     raise _cut_off("the JPEG's end marker is missing")
+
+
+def _marks(data: bytes, at: int) -> npt.NDArray[np.int64]:
+    """The places, from `at` on, of 0xFF that end a scan: no stuffing (0xFF 0x00), no filling, no restart marker."""
+    codes = np.frombuffer(data, dtype=np.uint8)
+    places = at + np.flatnonzero(codes[at:-1] == 0xFF)
+    following = codes[places + 1]
+    return places[(following != 0) & (following != 0xFF) & ((following < 0xD0) | (following > 0xD7))]
 
 
 def _check_end(data: bytes) -> None:
@@ -299,16 +306,19 @@ def _png(data: bytes) -> Header:
     return Header(_upright(stored, turn), stored, turn, "PNG", mode, bits, colour in (4, 6), several)
 
 
-def _bare_png(data: bytes) -> bytes:
+def _bare_png(data: bytes, header: Header) -> bytes:
     """The PNG with nothing but its pixels: libpng complains on stderr about broken extras, and unpacks compressed ones.
-    The checksums are tested here, because libpng would say so on stderr too."""
-    parts = [data[:8]]
+    What it needs, and the checksums, are tested here, because libpng would say so on stderr too."""
+    parts, names = [data[:8]], set()
     for name, start, end in _chunks(data):
         if name not in _PNG_NEEDED:
             continue
         if zlib.crc32(memoryview(data)[start - 4 : end]) != _read(">I", data, end)[0]:
             raise PictureError(f"the PNG is damaged: a wrong checksum in {name.decode()}", remedy=COPY_AGAIN)
+        names.add(name)
         parts.append(data[start - 8 : end + 4])
+    if b"IDAT" not in names or (header.mode == "palette" and b"PLTE" not in names):
+        raise PictureError("the PNG is damaged: its pixels or its palette are missing", remedy=COPY_AGAIN)
     return b"".join(parts)
 
 

@@ -374,6 +374,23 @@ def test_a_png_with_a_wrong_checksum_is_refused_as_damaged() -> None:
         decode(bytes(data))
 
 
+@pytest.mark.parametrize("chunk", [b"PLTE", b"IDAT"])
+def test_a_png_without_palette_or_pixels_is_refused_without_a_word_to_stderr(chunk: bytes, capfd: Capture) -> None:
+    data = encoded(kinds_of_pictures()["P"])
+    at = data.index(chunk) - 4
+    (length,) = struct.unpack_from(">I", data, at)
+    with pytest.raises(PictureError, match="missing"):
+        decode(data[:at] + data[at + 12 + length :])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_big_tiff_that_points_beyond_all_memory_is_refused() -> None:
+    data = bytearray(encoded(sample(), "TIFF", big_tiff=True))
+    data[8:16] = b"\xff" * 8
+    with pytest.raises(PictureError, match="truncated"):
+        decode(bytes(data))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
