@@ -92,6 +92,13 @@ def test_a_box_is_dashed_in_the_colour_of_its_object_and_its_corners_are_drawn()
         assert (np.abs(corner - PALETTE[0]).max(axis=2) < 60).any()
 
 
+def test_outer_borders_and_the_borders_of_holes_are_outlined() -> None:
+    canvas = drawn(plain([disc(SIZE, 200, 150, 100, hole=50)])).astype(int)
+    for y, x in ((250, 200), (150, 300), (200, 200), (150, 250)):
+        border = canvas[y - 2 : y + 3, x - 2 : x + 3]
+        assert (np.abs(border - PALETTE[0]).max(axis=2) < 30).any()
+
+
 def test_lines_and_text_grow_with_the_picture() -> None:
     """The same scene four times as large, seen at the same size, changes its look only a little."""
     small, large = Size(400, 300), Size(1600, 1200)
@@ -150,6 +157,15 @@ def test_labels_of_a_few_objects_keep_out_of_each_others_way(monkeypatch: pytest
     rects = tag_rects(monkeypatch, [rectangle(SIZE, 100 + i, 100 + i, 300, 250) for i in range(5)])
     assert len(rects) == 5
     assert all(disjoint(a, b) for i, a in enumerate(rects) for b in rects[:i])
+
+
+def test_the_smallest_object_has_first_choice_of_a_place_for_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = rectangle(SIZE, 100, 100, 300, 250), rectangle(SIZE, 100, 100, 120, 120)
+    tags: dict[tuple[int, int, int], tuple[int, int, int, int]] = {}
+    monkeypatch.setattr(module, "_tag", lambda pen, rect, text, font, tint, pad: tags.update({tint: rect}))
+    drawn(plain([large, small]))
+    assert tags[PALETTE[1]][3] <= 100, "above the small object"
+    assert tags[PALETTE[0]][1] >= 100, "the large one's label had to give way"
 
 
 def test_in_a_crowd_labels_without_a_free_place_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
