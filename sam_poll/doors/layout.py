@@ -22,7 +22,7 @@ from loguru import logger
 from sam_poll.doors.settle import PROMPT_ENDINGS, is_temporary
 from sam_poll.errors import ShareError
 from sam_poll.fs import TEMP_PREFIX, exists, free_suffix, move_new, shown, with_suffix
-from sam_poll.images import is_picture
+from sam_poll.images import ENDINGS
 
 ERROR_ENDING = ".error.json"
 LOCK_NAME = TEMP_PREFIX + "lock"
@@ -30,8 +30,8 @@ LOCK_NAME = TEMP_PREFIX + "lock"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie. `suffixes` renames a format's outputs (`{".mask.png": ".png"}`), `prompt_endings` says what a
-    prompt file is called, `delete_input`: inputs are deleted when answered instead of moved to `done`."""
+    """Where things lie. `suffixes` renames a format's outputs (`{".mask.png": ".png"}`), `prompt_endings` and
+    `picture_endings` say which files are jobs, `delete_input`: answered inputs are deleted, not moved to `done`."""
 
     input: Path
     work: Path
@@ -40,6 +40,7 @@ class Layout:
     failed: Path
     delete_input: bool = False
     prompt_endings: frozenset[str] = PROMPT_ENDINGS
+    picture_endings: frozenset[str] = ENDINGS
     suffixes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -59,6 +60,10 @@ class Layout:
     def is_prompt(self, name: str) -> bool:
         """Whether a file name is a prompt's."""
         return os.path.splitext(name)[1].lower() in self.prompt_endings
+
+    def is_picture(self, name: str) -> bool:
+        """Whether a file name is a picture's."""
+        return os.path.splitext(name)[1].lower() in self.picture_endings
 
 
 def walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -227,7 +232,7 @@ def _kind(layout: Layout, name: str, folder: str) -> str:
         return "errors"
     if folder != "output" and layout.is_prompt(name):
         return "prompts"
-    return "pictures" if folder != "output" and is_picture(name) else "other"
+    return "pictures" if folder != "output" and layout.is_picture(name) else "other"
 
 
 def retry(layout: Layout, pattern: str = "*", *, on_move: Callable[[str], None] = lambda name: None) -> int:

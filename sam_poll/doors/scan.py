@@ -21,7 +21,7 @@ from sam_poll.doors.layout import Layout, walk
 from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.images import ENDINGS, is_picture
+from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 NEVER = float("inf")
@@ -131,7 +131,7 @@ class Scanner:
                 continue
             if self._layout.is_prompt(entry.name):
                 waiting.add(path)
-            elif is_picture(entry.name):
+            elif self._layout.is_picture(entry.name):
                 pictures.add(path)
             if "/" in path:
                 folders.add(self._layout.input / os.path.dirname(path))
@@ -231,7 +231,7 @@ class Scanner:
         names = [image] if image else [stem, *spellings(stem)]
         for name in names:
             path = os.path.join(folder, name)
-            if is_picture(name) and look(self._layout.done / path):
+            if self._layout.is_picture(name) and look(self._layout.done / path):
                 return path
         return None
 
