@@ -1,8 +1,8 @@
 """Pictures: from a file's bytes to upright 8-bit RGB, at the scale that the network needs.
 
 The header is read here, by hand, before anything is decoded: the size for the pixel limit, the orientation (EXIF, else
-XMP, as CVAT and Pillow read them), and whether the file is all there. OpenCV decodes. TIFF is turned upright by OpenCV,
-everything else here, so that header and pixels cannot disagree. No I/O: bytes come in.
+XMP, as CVAT and Pillow read them), and whether the file is all there. OpenCV decodes, and the turning is done here, so
+that header and pixels cannot disagree. No I/O: bytes come in.
 
 What can still go wrong here: damage inside compressed data that its format cannot notice (a JPEG has no checksums)
 gives a picture with a damaged part; libjpeg and libpng then write a line of their own to stderr. Colour profiles are
@@ -34,7 +34,8 @@ COPY_AGAIN = "copy the file again; it was cut off on its way"
 SAVE_AGAIN = "open it in a picture editor and save it as JPEG or PNG"
 READABLE = "JPEG, PNG, TIFF, BMP and WebP can be read"
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV 4 and 5 keep it in different places; 0 is silent
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 
 def is_picture(name: str) -> bool:
@@ -132,8 +133,8 @@ def _decoded(data: bytes, header: Header, shrink: int, notes: list[str]) -> Pixe
         _check_end(data)
     elif header.format == "PNG":
         data = _bare_png(data, header)
-    elif header.format == "TIFF" and header.alpha:
-        data = _tiff_with_plain_colours(data)
+    elif header.format == "TIFF":
+        data = _plain_tiff(data)
     if header.mode == "grey" and header.bits == 16 and not header.alpha:
         grey, note = _as_cvat_shows(_opencv(data, cv2.IMREAD_ANYDEPTH))
         notes.append(note)
@@ -142,7 +143,7 @@ def _decoded(data: bytes, header: Header, shrink: int, notes: list[str]) -> Pixe
         pixels = _opencv(data, _COLOUR[shrink])
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     turn = _TURNS.get(header.orientation)
-    if turn and header.format != "TIFF":
+    if turn:
         pixels = turn(pixels)
     return np.asarray(pixels, dtype=np.uint8)
 
@@ -436,14 +437,17 @@ def _tiff(data: bytes) -> Header:
     return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0)
 
 
-def _tiff_with_plain_colours(data: bytes) -> bytes:
-    """The TIFF with its transparency declared as multiplied into the colours already (ExtraSamples 1), whatever it is:
-    otherwise libtiff multiplies it in, where CVAT shows the plain colours."""
-    tag = _directory(data)[0].get(_EXTRA_SAMPLES)
-    if tag is None or tag.number != 1 or tag.layout[1] != "H":
+def _plain_tiff(data: bytes) -> bytes:
+    """The TIFF declared as upright, and its transparency as multiplied into the colours already (ExtraSamples 1).
+    Otherwise libtiff multiplies it in, where CVAT shows the plain colours; and OpenCV 4 and 5 turn it differently."""
+    tags = _directory(data)[0]
+    changes = [tags[name] for name in (_ORIENTATION, _EXTRA_SAMPLES) if name in tags]
+    if not changes:
         return data
     changed = bytearray(data)
-    struct.pack_into(tag.layout, changed, tag.place, 1)
+    for tag in changes:
+        if tag.number == 1:  # a single value lies in the directory itself
+            struct.pack_into(tag.layout, changed, tag.place, 1)
     return bytes(changed)
 
 
