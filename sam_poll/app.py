@@ -29,7 +29,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
-from sam_poll.errors import ExitCode
+from sam_poll.errors import ExitCode, SettingsError
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.settings import Settings
 from sam_poll.types import Engine, Format, Job, Result
@@ -99,9 +99,15 @@ def engine_of(
 ) -> Engine:
     """The network the settings name, loaded. ModelError says what is in the way."""
     memory, batch = settings.memory, settings.pipeline.batch
+    if len(settings.devices) > 1:
+        raise SettingsError(
+            "one process serves one device for now",
+            place="devices",
+            remedy="start one daemon a device, each on its own share",
+        )
     return engines.load(
         engines.resolve(settings.model, config=settings.model_cfg, model_type=model_type),
-        device=settings.device,
+        device=settings.devices[0] if settings.devices else settings.device,
         precision=settings.precision,
         max_batch=None if batch == "auto" else batch,
         budget_mib=None if memory.budget_mib == "auto" else memory.budget_mib,

@@ -71,7 +71,7 @@ def _prompts(read: FileForm) -> tuple[Prompt, ...] | Everything:
         return Everything(**read.everything.model_dump())
     if isinstance(read, ObjectsFile):
         return tuple(entry.prompt() for entry in read.objects)
-    assert isinstance(read, OneObjectFile)  # noqa: S101 - for mypy; the three forms are all there are
+    assert isinstance(read, OneObjectFile)  # the three forms are all there are
     return (read.prompt(),)
 
 

@@ -205,7 +205,6 @@ class Settings(_Group):
         default=None, description="seconds until a prompt counts as missing; null: never"
     )
     watch: Watch = Watch()
-    lease_s: Positive = Field(default=60.0, description="seconds a claim lasts without a sign of life")
     memory: Memory = Memory()
     contours: Contours = Contours()
     overlay: Overlay = Overlay()

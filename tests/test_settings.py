@@ -98,10 +98,10 @@ def test_every_key_can_be_set_by_the_environment() -> None:
 
 
 def test_the_file_is_weaker_than_the_environment_and_that_than_the_command_line(config: Any) -> None:
-    path = config("lease_s: 1\nwatch: {rescan_s: 1, settle_s: 1}\nmodel: a")
+    path = config("load_timeout_s: 1\nwatch: {rescan_s: 1, settle_s: 1}\nmodel: a")
     env = {"SAM_POLL_WATCH__RESCAN_S": "2", "SAM_POLL_WATCH__SETTLE_S": "2", "SAM_POLL_MODEL": "b"}
     made = load(path, env=env, flags={"watch.settle_s": 3, "model": None})
-    assert (made.lease_s, made.watch.rescan_s, made.watch.settle_s, made.model) == (1, 2, 3, "b")
+    assert (made.load_timeout_s, made.watch.rescan_s, made.watch.settle_s, made.model) == (1, 2, 3, "b")
     assert made.watch.mode == "auto"
 
 
@@ -132,7 +132,8 @@ def test_variables_are_read_as_their_setting_needs() -> None:
 
 def test_an_empty_variable_is_one_that_is_not_set() -> None:
     assert (
-        load(None, env={"SAM_POLL_LEASE_S": "", "SAM_POLL_MODEL": "", "MODEL": "", "SAM_POLL_CONFIG": ""}) == Settings()
+        load(None, env={"SAM_POLL_LOAD_TIMEOUT_S": "", "SAM_POLL_MODEL": "", "MODEL": "", "SAM_POLL_CONFIG": ""})
+        == Settings()
     )
 
 
@@ -142,16 +143,16 @@ def test_the_cache_the_config_and_what_kubernetes_adds_are_no_settings() -> None
 
 
 def test_the_environment_may_name_the_config_and_an_explicit_one_wins(config: Any, tmp_path: Path) -> None:
-    env = {"SAM_POLL_CONFIG": str(config("lease_s: 7"))}
-    assert load(None, env=env).lease_s == 7
+    env = {"SAM_POLL_CONFIG": str(config("load_timeout_s: 7"))}
+    assert load(None, env=env).load_timeout_s == 7
     other = tmp_path / "other.yaml"
-    other.write_text("lease_s: 8")
-    assert load(other, env=env).lease_s == 8
+    other.write_text("load_timeout_s: 8")
+    assert load(other, env=env).load_timeout_s == 8
 
 
 def test_model_of_the_environment_counts_only_where_nobody_names_a_model(config: Any) -> None:
     env = {"MODEL": "sam_vit_b", "MODEL_CFG": "x.yaml"}
-    made = load(config("lease_s: 7"), env=env)
+    made = load(config("load_timeout_s: 7"), env=env)
     assert (made.model, made.model_cfg) == ("sam_vit_b", "x.yaml")
     for made in (
         load(config("model: demo"), env=env),
@@ -164,7 +165,7 @@ def test_model_of_the_environment_counts_only_where_nobody_names_a_model(config:
 
 def test_a_model_named_by_a_stronger_source_leaves_the_weaker_ones_yaml_behind(config: Any) -> None:
     path = config("model: /m/a.pt\nmodel_cfg: /m/a.yaml")
-    assert load(path, env={"SAM_POLL_LEASE_S": "5"}).model_cfg == "/m/a.yaml"
+    assert load(path, env={"SAM_POLL_LOAD_TIMEOUT_S": "5"}).model_cfg == "/m/a.yaml"
     assert load(path, env={}, flags={"model": "demo"}).model_cfg is None
     assert load(path, env={}, flags={"model": "demo", "model_cfg": "b.yaml"}).model_cfg == "b.yaml"
 
@@ -186,20 +187,25 @@ def test_device_and_devices_in_one_source_are_refused(config: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "key", "said"),
     [
-        ("\n\nleaze_s: 5", 3, "leaze_s", "unknown key (did you mean lease_s?)"),
+        ("\n\nload_timeout: 5", 3, "load_timeout", "unknown key (did you mean load_timeout_s?)"),
         ("watch:\n  mode: poll\n  rescan: 3", 3, "watch.rescan", "did you mean rescan_s?"),
         ("watch: {\n mode: poll,\n mood: 3}", 3, "watch.mood", "unknown key (did you mean mode?)"),
         ("rescan_s: 3", 1, "rescan_s", "unknown key here (did you mean watch.rescan_s?)"),
         ("zzzz: 3", 1, "zzzz", "see docs/settings.md"),
-        ("lease_s: '60'", 1, "lease_s", 'not a number: it is the text "60" (write the number without quotes)'),
-        ("lease_s: true", 1, "lease_s", "not a number: it is true"),
-        ("lease_s: [1]", 1, "lease_s", "not a number: it is a list"),
-        ("lease_s:", 1, "lease_s", "not a number: it is null"),
-        ("lease_s: 0", 1, "lease_s", "must be more than 0"),
-        ("lease_s: .nan", 1, "lease_s", "not a finite number"),
-        ("lease_s: .inf", 1, "lease_s", "not a finite number"),
-        ("lease_s: " + "9" * 5000, 1, "lease_s", "not a finite number"),
-        ("lease_s: 12:30", 1, "lease_s", 'not a number: it is the text "12:30"'),
+        (
+            "load_timeout_s: '60'",
+            1,
+            "load_timeout_s",
+            'not a number: it is the text "60" (write the number without quotes)',
+        ),
+        ("load_timeout_s: true", 1, "load_timeout_s", "not a number: it is true"),
+        ("load_timeout_s: [1]", 1, "load_timeout_s", "not a number: it is a list"),
+        ("load_timeout_s:", 1, "load_timeout_s", "not a number: it is null"),
+        ("load_timeout_s: 0", 1, "load_timeout_s", "must be more than 0"),
+        ("load_timeout_s: .nan", 1, "load_timeout_s", "not a finite number"),
+        ("load_timeout_s: .inf", 1, "load_timeout_s", "not a finite number"),
+        ("load_timeout_s: " + "9" * 5000, 1, "load_timeout_s", "not a finite number"),
+        ("load_timeout_s: 12:30", 1, "load_timeout_s", 'not a number: it is the text "12:30"'),
         ("watch:\n  mode: on", 2, "watch.mode", 'not auto, events or poll: it is the text "on"'),
         ("log: off", 1, "log", 'not auto, text or json: it is the text "off"'),
         ("watch: 5", 1, "watch", "not an object with keys: it is 5"),
@@ -220,7 +226,7 @@ def test_device_and_devices_in_one_source_are_refused(config: Any) -> None:
         ("output: ~nobody-of-this-name/out", 1, "output", "home folder that is not known"),
         ("model:", 1, "model", "not a text: it is null"),
         ("model: ' '", 1, "model", "is blank"),
-        ("lease_s: 5\n\nlease_s: 6", 3, "lease_s", "given twice, first in line 1"),
+        ("load_timeout_s: 5\n\nload_timeout_s: 6", 3, "load_timeout_s", "given twice, first in line 1"),
         ("watch:\n  mode: poll\n  mode: poll", 3, "watch.mode", "given twice, first in line 2"),
     ],
 )
@@ -234,8 +240,8 @@ def test_a_mistake_is_named_with_file_line_and_key(config: Any, text: str, line:
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("lease_s: 5\nwatch: {mode: poll", 2, "not YAML"),
-        ("lease_s: 5\n\tlog: text", 2, "not YAML"),
+        ("load_timeout_s: 5\nwatch: {mode: poll", 2, "not YAML"),
+        ("load_timeout_s: 5\n\tlog: text", 2, "not YAML"),
         ("a: 1\n b: 2", 2, "not YAML"),
         ("a: 1\n---\nb: 2", 2, "single document"),
         ("a: &x 1\nb: *x", 2, "aliases"),
@@ -257,10 +263,12 @@ def test_what_is_not_yaml_is_refused_with_its_line(config: Any, text: str | byte
 
 
 def test_all_mistakes_are_listed_at_once_from_the_top_of_the_file(config: Any) -> None:
-    text = str(refusal(config("lgo: text\nlease_s: x\nwatch:\n  mode: never"), env={"SAM_POLL_LEAZE_S": "1"}))
+    text = str(
+        refusal(config("lgo: text\nload_timeout_s: x\nwatch:\n  mode: never"), env={"SAM_POLL_LOAD_TIMEOUT": "1"})
+    )
     assert text.startswith("4 problems in the settings:")
-    assert re.findall(r"line (\d+), ([\w.]+)", text) == [("1", "lgo"), ("2", "lease_s"), ("4", "watch.mode")]
-    assert "environment, SAM_POLL_LEAZE_S: unknown setting (did you mean SAM_POLL_LEASE_S?)" in text
+    assert re.findall(r"line (\d+), ([\w.]+)", text) == [("1", "lgo"), ("2", "load_timeout_s"), ("4", "watch.mode")]
+    assert "environment, SAM_POLL_LOAD_TIMEOUT: unknown setting (did you mean SAM_POLL_LOAD_TIMEOUT_S?)" in text
 
 
 def test_a_file_with_hundreds_of_mistakes_is_not_listed_whole(config: Any) -> None:
@@ -270,7 +278,7 @@ def test_a_file_with_hundreds_of_mistakes_is_not_listed_whole(config: Any) -> No
 
 
 def test_a_mistake_is_told_even_where_a_stronger_source_hides_it(config: Any) -> None:
-    assert "lease_s" in str(refusal(config("lease_s: x"), env={"SAM_POLL_LEASE_S": "5"}))
+    assert "load_timeout_s" in str(refusal(config("load_timeout_s: x"), env={"SAM_POLL_LOAD_TIMEOUT_S": "5"}))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +460,7 @@ def test_no_flags_bring_anything_but_settings_or_their_error(flags: dict[str, An
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
-        Settings().lease_s = 5  # type: ignore[misc]
+        Settings().load_timeout_s = 5  # type: ignore[misc]
 
 
 def test_the_formats_are_those_that_there_are() -> None:
