@@ -235,7 +235,7 @@ def test_no_border_pixel_is_further_from_its_polygon_than_the_tolerance(bitmap: 
         outline = simplified[part.area, part.box].points.astype(np.float32)
         for x, y in part.points.tolist():
             away = abs(cv2.pointPolygonTest(outline.reshape(-1, 1, 2), (x, y), True))
-            assert away <= tolerance + geometry.HALF_LINE
+            assert away <= geometry.STRAY * tolerance + geometry.HALF_LINE
 
 
 @given(bitmaps())
