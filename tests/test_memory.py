@@ -41,7 +41,7 @@ def test_the_ladder_has_the_order_of_least_harm() -> None:
         Step("float16", 1, 1, 768, "cuda:0"),
         Step("float16", 1, 1, 512, "cuda:0"),
         Step("float16", 1, 1, 256, "cuda:0"),
-        Step("float32", 16, 1, 1024, "cpu"),
+        Step("float32", 1, 1, 1024, "cpu"),
     ]
 
 

@@ -10,6 +10,7 @@ What can still go wrong here: out of memory and device faults, raised as torch's
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from loguru import logger
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from sam_poll.engines.memory import Step
-from sam_poll.errors import PromptError
+from sam_poll.errors import ModelError, PromptError
 from sam_poll.geometry import to_network
 from sam_poll.types import Embedding, Frame, Logits, ModelInfo, Picture, Pixels, Prepared, Prompt, Size
 
@@ -177,15 +179,21 @@ class TorchEngine:
         self._set_side(step.side)
 
     def _restore(self) -> None:
-        """Float32 weights again; the rounded ones only where there is no checkpoint to read."""
+        """Float32 weights again; the rounded ones only where there is no checkpoint to read any more."""
         self.model.float()
-        if self._weights:
-            self._set_side(self.native_side)
-            self.model.load_state_dict(self._weights(), strict=False)  # checked when it was first read
+        if not self._weights:
+            return
+        try:
+            weights = self._weights()
+        except ModelError as error:
+            logger.warning("{}: going on with rounded weights: {}", self.name, error)
+            return
+        self._set_side(self.native_side)
+        self.model.load_state_dict(weights, strict=False)  # checked when it was first read
 
     def free(self) -> None:
         gc.collect()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
     def memory_report(self) -> str:
@@ -197,11 +205,10 @@ class TorchEngine:
 
     # ── inside ──
 
-    def _autocast(self) -> Any:
-        half = self.step.precision != "float32"
-        return torch.autocast(
-            self.device.type, dtype=getattr(torch, self.step.precision) if half else None, enabled=half
-        )
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.step.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.step.precision))
 
     def _fitted(self, picture: Prepared) -> Prepared:
         """`picture` at the side we run on now: it may have been prepared before a change of step."""

@@ -23,8 +23,8 @@ from sam_poll.engines import checkpoint, devices
 from sam_poll.engines.adaptive import AdaptiveEngine
 from sam_poll.engines.catalog import ModelSpec
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.engines.memory import CPU_PROMPTS, Plan, Step
-from sam_poll.errors import ExitCode, ModelError
+from sam_poll.engines.memory import Plan, Step, cpu_prompts
+from sam_poll.errors import ExitCode, ModelError, TooLargeError
 from sam_poll.types import Box, Engine, Picture, Point, Prompt, Size
 
 GPU_PROMPTS = 64  # a decoder call of 64 prompts takes about 3 GB in float32 at side 1024, half that in half precision
@@ -114,10 +114,13 @@ def load(
         chosen = devices.choose(device, precision)
         if chosen.name.startswith("cuda"):
             devices.limit_memory(chosen.name, budget_mib, reserve_mib)
-        engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side)
-        if warmup:
-            with stages.stage("warm-up"):
-                warm_up(engine)
+        try:
+            engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side)
+            if warmup:
+                with stages.stage("warm-up"):
+                    warm_up(engine)
+        except TooLargeError as error:
+            raise ModelError(f"the model does not fit: {error.reason}", place=spec.name, remedy=error.remedy) from error
     logger.info("{}: ready at {} after {:.0f} ms", spec.name, engine.info.step, sum(stages.ms.values()))
     return engine
 
@@ -204,7 +207,7 @@ def _side_of(model: Any) -> int:
 def _first_step(device: devices.Device, side: int, max_batch: int | None) -> Step:
     on_gpu = device.name != "cpu"
     batch = max_batch or (GPU_BATCH if on_gpu else 1)
-    return Step(device.precision, GPU_PROMPTS if on_gpu else CPU_PROMPTS, batch, side, device.name)
+    return Step(device.precision, GPU_PROMPTS if on_gpu else cpu_prompts(side), batch, side, device.name)
 
 
 def warm_up(engine: Engine) -> None:

@@ -17,7 +17,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor
 
 from sam_poll.engines.base import Features, PromptBatch, TorchEngine
-from sam_poll.engines.memory import Step
+from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.errors import ModelError
 from sam_poll.types import Frame, Prepared, Size
 
@@ -100,7 +100,7 @@ class Sam1Engine(TorchEngine):
         encoder = model.image_encoder
         self.native_side = int(encoder.img_size)
         self._pos_embed = encoder.pos_embed.detach().float().cpu().clone()  # 1×grid×grid×C, at the native side
-        super().__init__(model, step or Step("float32", 16, 1, self.native_side, "cpu"), name=name, **keywords)
+        super().__init__(model, step or cpu_step(self.native_side), name=name, **keywords)
 
     def frame_for(self, size: Size, side: int) -> Frame:
         """The longest side scaled to `side`, rounded as ResizeLongestSide does; the rest is padding."""

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from sam_poll.engines.base import Features, PromptBatch, TorchEngine
-from sam_poll.engines.memory import Step
+from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.errors import ModelError
 from sam_poll.types import Frame, Prepared, Size
 
@@ -85,7 +85,7 @@ class Sam2Engine(TorchEngine):
         self.native_side = int(model.image_size)
         # Video's parts, up to a fifth of a small model's weights, have nothing to do on single pictures.
         model.memory_attention = model.memory_encoder = None
-        super().__init__(model, step or Step("float32", 16, 1, self.native_side, "cpu"), name=name, **keywords)
+        super().__init__(model, step or cpu_step(self.native_side), name=name, **keywords)
 
     def frame_for(self, size: Size, side: int) -> Frame:
         return Frame(size=size, side=side, region=Size(side, side), two_step=False)

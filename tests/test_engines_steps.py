@@ -1,0 +1,317 @@
+"""Changing the step under a real network: side, precision, chunks; out of memory injected into encoder and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sam_poll import geometry
+from sam_poll.engines import load, resolve, sam1
+from sam_poll.engines.adaptive import AdaptiveEngine
+from sam_poll.engines.base import TorchEngine
+from sam_poll.errors import DeviceError, ModelError, TooLargeError
+from sam_poll.types import Box, Engine, Mask, Picture, Point, Prompt, Size
+from tests.engine_contract import BOX, CLICK, PROMPTS, assert_close, picture
+from tests.test_engines import SMALL_SAM1
+
+SCENE = Size(300, 200)
+ELLIPSE = Prompt(box=Box(70, 40, 230, 160))
+
+
+def scene() -> tuple[Picture, np.ndarray]:
+    """An ellipse on flat ground, which the demo model knows, and its truth."""
+    pixels = np.full((200, 300, 3), (90, 120, 80), np.uint8)
+    y, x = np.mgrid[:200, :300]
+    truth = np.hypot((x - 150) / 80, (y - 100) / 60) < 1
+    pixels[truth] = (200, 60, 50)
+    return Picture(pixels, SCENE, "ellipse"), truth
+
+
+def iou(mask: Mask, truth: np.ndarray) -> float:
+    found = geometry.paste(mask, SCENE)
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+def loaded(**options: Any) -> tuple[AdaptiveEngine, TorchEngine]:
+    adaptive = load(resolve("demo"), device="cpu", warmup=False, **options)
+    assert isinstance(adaptive, AdaptiveEngine)
+    engine: Any = adaptive.engine
+    return adaptive, engine
+
+
+def small_sam1() -> sam1.Sam1Engine:
+    torch.manual_seed(0)
+    model = sam1.build({**SMALL_SAM1, "img_size": 512})
+    model.image_encoder.pos_embed.data.normal_()
+    return sam1.Sam1Engine(model)
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, module: Any, fits: Callable[[torch.Tensor], bool]
+) -> list[tuple[int, ...]]:
+    """Makes `module` run out of memory whenever its first input does not fit; the shapes it saw."""
+    seen: list[tuple[int, ...]] = []
+    forward = module.forward
+
+    def guarded(*args: Any, **keywords: Any) -> Any:
+        tensor = args[0] if args else keywords["sparse_prompt_embeddings"]
+        seen.append(tuple(tensor.shape))
+        if not fits(tensor):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 4 GiB")
+        return forward(*args, **keywords)
+
+    monkeypatch.setattr(module, "forward", guarded)
+    return seen
+
+
+@pytest.mark.parametrize("side", [128, 192, 512])
+def test_the_same_weights_work_at_another_side(side: int) -> None:
+    _, engine = loaded()
+    source, truth = scene()
+    engine.apply(replace(engine.step, side=side))
+    [embedding] = engine.encode([engine.prepare(source)])
+    assert embedding.frame.side == side
+    [logits] = engine.decode(embedding, [ELLIPSE])
+    assert logits.pixels.shape == (side // 4, side // 4)
+    # 128 and 512 are far from what the small model was trained at: the mask is rough, but it lies where it should.
+    assert iou(geometry.mask_of(logits, "x"), truth) > (0.85 if side == 192 else 0.6)
+    assert engine.info.side == side
+    assert str(side) in engine.info.step
+
+
+def test_sam1_works_at_another_side_and_comes_back_unchanged() -> None:
+    engine = small_sam1()
+    prepared = engine.prepare(picture(400, 300))
+    [before] = engine.encode([prepared])
+    expected = engine.decode(before, PROMPTS)
+    for side in (256, 128):
+        engine.apply(replace(engine.step, side=side))
+        [embedding] = engine.encode([engine.prepare(picture(400, 300))])
+        assert embedding.frame.region == Size(side, side * 3 // 4)
+        assert all(logits.pixels.shape == (side // 4, side // 4) for logits in engine.decode(embedding, PROMPTS))
+    engine.apply(replace(engine.step, side=512))
+    [after] = engine.encode([prepared])
+    assert_close(engine.decode(after, PROMPTS), expected, tolerance=0)
+
+
+@pytest.mark.parametrize("make", [lambda: loaded()[1], small_sam1], ids=["sam2", "sam1"])
+def test_an_embedding_made_before_a_change_of_side_still_decodes_the_same(make: Callable[[], TorchEngine]) -> None:
+    engine = make()
+    [old] = engine.encode([engine.prepare(picture(400, 300))])
+    expected = engine.decode(old, PROMPTS)
+    engine.apply(replace(engine.step, side=128, prompts_per_call=1))
+    [new] = engine.encode([engine.prepare(picture(400, 300))])
+    engine.decode(new, PROMPTS)
+    assert_close(engine.decode(old, PROMPTS), expected)
+
+
+def test_a_picture_prepared_before_a_change_of_side_is_fitted() -> None:
+    _, engine = loaded()
+    source, _ = scene()
+    early = engine.prepare(source)
+    engine.apply(replace(engine.step, side=128))
+    [embedding] = engine.encode([early])
+    assert embedding.frame == engine.prepare(source).frame
+
+
+def test_half_precision_gives_nearly_the_same_mask_and_the_way_back_is_exact() -> None:
+    _, engine = loaded()
+    source, truth = scene()
+    prepared = engine.prepare(source)
+    [full] = engine.encode([prepared])
+    expected = engine.decode(full, [ELLIPSE, CLICK])
+    engine.apply(replace(engine.step, precision="bfloat16"))
+    assert engine.info.precision == "bfloat16"
+    [half] = engine.encode([prepared])
+    assert half.nbytes <= full.nbytes
+    logits = engine.decode(half, [ELLIPSE])[0]
+    assert logits.pixels.dtype == np.float32
+    assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+    engine.decode(full, [ELLIPSE])  # made in float32, decoded in half
+    engine.apply(replace(engine.step, precision="float32"))
+    assert_close(engine.decode(engine.encode([prepared])[0], [ELLIPSE, CLICK]), expected, tolerance=0)
+    engine.decode(half, [ELLIPSE])  # made in half, decoded in float32
+
+
+def test_sam1_runs_in_half_precision() -> None:
+    engine = small_sam1()
+    prepared = engine.prepare(picture())
+    expected = engine.decode(engine.encode([prepared])[0], PROMPTS)
+    engine.apply(replace(engine.step, precision="bfloat16", side=256))
+    engine.decode(engine.encode([prepared])[0], PROMPTS)
+    engine.apply(replace(engine.step, side=512))
+    found = engine.decode(engine.encode([prepared])[0], PROMPTS)
+    for one, other in zip(found, expected, strict=True):
+        assert np.corrcoef(one.pixels.ravel(), other.pixels.ravel())[0, 1] > 0.95
+
+
+def test_out_of_memory_in_the_encoder_shrinks_the_batch_then_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    adaptive, engine = loaded(max_batch=4, min_side=128)
+    engine.native_side = 512  # as if it were a larger model
+    adaptive.plan = type(adaptive.plan)(replace(engine.step, side=512), min_side=128)
+    engine.apply(adaptive.plan.step)
+    seen = failing(monkeypatch, engine.model.image_encoder, lambda x: x.shape[0] * x.shape[2] ** 2 <= 300**2)
+    source, truth = scene()
+    prepared = [adaptive.prepare(source)] * 4
+    embeddings = adaptive.encode(prepared)
+    assert [shape[0] for shape in seen[:4]] == [4, 2, 1, 1]
+    assert {embedding.frame.side for embedding in embeddings} == {256}
+    assert len(embeddings) == 4
+    assert adaptive.batch == 1
+    assert "256" in adaptive.info.step
+    for embedding in embeddings:
+        [logits] = adaptive.decode(embedding, [ELLIPSE])
+        assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+
+
+def test_out_of_memory_in_the_decoder_takes_fewer_prompts_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    adaptive, engine = loaded()
+    [embedding] = adaptive.encode([adaptive.prepare(picture())])
+    many = [BOX, CLICK, *[Prompt(points=(Point(5 * place, 4 * place),)) for place in range(1, 15)]]
+    expected = adaptive.decode(embedding, many)
+    seen = failing(monkeypatch, engine.model.sam_mask_decoder, lambda sparse: sparse.shape[0] <= 4)
+    assert_close(adaptive.decode(embedding, many), expected)
+    assert max(shape[0] for shape in seen[-4:]) <= 4
+    assert adaptive.plan.step.prompts_per_call == 4
+    assert engine.step.batch == 1
+
+
+def test_the_last_step_failing_rejects_the_job_and_the_next_picture_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adaptive, engine = loaded(max_batch=2)
+    prepared = adaptive.prepare(picture())
+    with monkeypatch.context() as patch:
+        failing(patch, engine.model.image_encoder, lambda _: False)
+        with pytest.raises(TooLargeError, match=r"batch 1.*Tried to allocate 2\.00 GiB"):
+            adaptive.encode([prepared])
+    [embedding] = adaptive.encode([prepared])
+    assert len(adaptive.decode(embedding, PROMPTS)) == len(PROMPTS)
+    with monkeypatch.context() as patch:
+        failing(patch, engine.model.sam_mask_decoder, lambda _: False)
+        with pytest.raises(TooLargeError, match=r"in decode even at .* 1 prompts a call"):
+            adaptive.decode(embedding, PROMPTS)
+    assert len(adaptive.decode(embedding, PROMPTS)) == len(PROMPTS)
+
+
+def test_a_kernel_fault_is_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    adaptive, engine = loaded()
+
+    def fault(_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(engine.model.image_encoder, "forward", fault)
+    with pytest.raises(DeviceError, match="device-side assert"):
+        adaptive.encode([adaptive.prepare(picture())])
+
+
+def test_a_batchs_embeddings_do_not_hold_on_to_each_other() -> None:
+    adaptive, _ = loaded(max_batch=3)
+    embeddings: list[Any] = list(adaptive.encode([adaptive.prepare(picture(seed=seed)) for seed in range(3)]))
+    for embedding in embeddings:
+        assert embedding.image.untyped_storage().nbytes() == embedding.image.nbytes
+
+
+def test_an_embedding_of_another_engine_is_our_bug_and_said() -> None:
+    adaptive, _ = loaded()
+    fake = load(resolve("fake"))
+    [embedding] = fake.encode([fake.prepare(picture())])
+    with pytest.raises(TypeError, match="not an embedding of this engine"):
+        adaptive.decode(embedding, [CLICK])
+
+
+def test_a_file_that_went_away_does_not_stop_the_way_back_up(tmp_path: Path) -> None:
+    demo = resolve("demo")
+    assert demo.checkpoint is not None
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(demo.checkpoint.read_bytes())
+    adaptive = load(resolve(str(copy), config=demo.config), device="cpu", precision="bfloat16", warmup=False)
+    assert isinstance(adaptive, AdaptiveEngine)
+    copy.unlink()
+    adaptive.engine.apply(replace(adaptive.plan.step, precision="float32"))
+    source, truth = scene()
+    [logits] = adaptive.decode(adaptive.encode([adaptive.prepare(source)])[0], [ELLIPSE])
+    assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+
+
+def test_a_model_that_fits_nowhere_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TorchEngine, "_encode_chunk", full)
+    with pytest.raises(ModelError, match="the model does not fit"):
+        load(resolve("demo"), device="cpu")
+
+
+# -- on a real card ----------------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def limited() -> Any:
+    """Sets how many MiB torch may take of the card; lifted afterwards."""
+    total = torch.cuda.get_device_properties(0).total_memory / 2**20
+
+    def limit(mib: float) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(mib / total, 0)
+
+    yield limit
+    limit(total)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_masks_on_the_card_are_those_of_the_cpu(precision: str) -> None:
+    source, truth = scene()
+    card = load(resolve("demo"), device="cuda", precision=precision)
+    assert card.info.device == "cuda:0"
+    assert card.info.precision == precision
+    embeddings = card.encode([card.prepare(source)] * (card.batch + 1))
+    cpu, _ = loaded()
+    [expected] = cpu.decode(cpu.encode([cpu.prepare(source)])[0], [ELLIPSE])
+    for embedding in embeddings:
+        [logits] = card.decode(embedding, [ELLIPSE])
+        assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+        np.testing.assert_allclose(logits.pixels, expected.pixels, atol=0.05 if precision == "float32" else 1.5)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_card_that_is_too_small_steps_down_and_answers(limited: Any) -> None:
+    adaptive: Engine = load(resolve("demo"), device="cuda", precision="float32", max_batch=8)
+    assert isinstance(adaptive, AdaptiveEngine)
+    source, truth = scene()
+    held = torch.cuda.memory_allocated() / 2**20
+    limited(held + 60)
+    embeddings = adaptive.encode([adaptive.prepare(source)] * 8)
+    many = [Prompt(box=Box(70 + place % 3, 40, 230, 160)) for place in range(64)]
+    masks = [geometry.mask_of(logits, "x") for logits in adaptive.decode(embeddings[7], many)]
+    assert min(iou(mask, truth) for mask in masks) > 0.85
+    assert adaptive.plan.step != adaptive.plan.first
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_model_larger_than_the_card_runs_on_the_cpu(limited: Any) -> None:
+    torch.cuda.empty_cache()
+    adaptive = load(resolve("demo"), device="cuda", budget_mib=2, warmup=False)
+    source, truth = scene()
+    [logits] = adaptive.decode(adaptive.encode([adaptive.prepare(source)])[0], [ELLIPSE])
+    assert adaptive.info.device == "cpu"
+    assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_card_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ModelError, match="CUDA devices"):
+        load(resolve("demo"), device=f"cuda:{torch.cuda.device_count()}")
