@@ -89,6 +89,20 @@ class EngineContract:
         engine.encode([engine.prepare(source)])
         np.testing.assert_array_equal(source.pixels, before)
 
+    def test_a_view_of_another_array_is_as_good_as_a_copy(self, engine: Engine) -> None:
+        source = picture()
+        turned = source.pixels[::-1, :, ::-1]
+        view, copy = (Picture(pixels, source.size, "x") for pixels in (turned, turned.copy()))
+        np.testing.assert_array_equal(engine.prepare(view).pixels, engine.prepare(copy).pixels)
+
+    def test_a_picture_of_the_networks_own_size_may_be_read_only(self, engine: Engine) -> None:
+        side = engine.info.side
+        source = picture(side, side)
+        source.pixels.flags.writeable = False
+        prepared = engine.prepare(source)
+        np.testing.assert_array_equal(prepared.pixels, source.pixels)
+        engine.encode([prepared])
+
     def test_a_reduced_picture_keeps_the_full_pictures_coordinates(self, engine: Engine) -> None:
         source = picture(400, 300)
         reduced = Picture(np.ascontiguousarray(source.pixels[::2, ::2]), source.size, source.digest)

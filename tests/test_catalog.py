@@ -281,6 +281,7 @@ def test_a_catalogue_name_is_resolved_to_its_file_in_the_cache(tmp_path: Path) -
     assert spec.checkpoint == tmp_path / "sam2.1_hiera_tiny.pt"
     assert (spec.family, spec.config) == ("sam2", "configs/sam2.1/sam2.1_hiera_t.yaml")
     assert spec.sha256 == MODELS["sam2.1_hiera_tiny"].sha256
+    assert resolve("sam_vit_b", env={"SAM_POLL_CACHE": "/cache"}).checkpoint == Path("/cache/sam_vit_b_01ec64.pth")
 
 
 def test_the_demo_is_bundled() -> None:

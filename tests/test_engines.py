@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sam_poll import geometry
-from sam_poll.engines import ModelSpec, devices, load, resolve, sam1, sam2
+from sam_poll.engines import ModelSpec, checkpoint, devices, load, resolve, sam1, sam2
+from sam_poll.engines.catalog import MODELS
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ExitCode, ModelError
 from sam_poll.types import Box, Engine, Point, Prompt
@@ -135,19 +136,19 @@ def test_the_demo_finds_the_object_it_is_shown(demo: Engine) -> None:
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
-def test_the_global_thread_count_stays_as_it_was() -> None:
+def test_loading_leaves_threads_and_environment_as_they_were() -> None:
     script = """
-import torch, os
-threads = torch.get_num_threads()
+import os, threading
+import torch
+before = torch.get_num_threads(), dict(os.environ), threading.active_count()
 from sam_poll.engines import load, resolve
-before = dict(os.environ)
 load(resolve("demo"), device="cpu")
-assert torch.get_num_threads() == threads
-assert {key: value for key, value in os.environ.items() if "THREADS" in key} == {
-    key: value for key, value in before.items() if "THREADS" in key
-}
+after = torch.get_num_threads(), dict(os.environ), threading.active_count()
+threads = [{key: value for key, value in state[1].items() if "THREADS" in key} for state in (before, after)]
+assert (before[0], before[2]) == (after[0], after[2])  # no watchdog is left waiting
+assert threads[0] == threads[1]
 """
-    assert subprocess.run([sys.executable, "-c", script], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL, timeout=90)
 
 
 def test_a_hang_names_its_stage_dumps_all_stacks_and_ends_the_process() -> None:
@@ -169,6 +170,21 @@ load(resolve("demo"), device="cpu", load_timeout_s=1.0)
     assert "read_from_a_dead_share" in ended.stderr
 
 
+def test_a_hang_that_holds_the_interpreters_lock_ends_the_process_too() -> None:
+    script = """
+import itertools
+from sam_poll.engines import checkpoint, load, loader, resolve
+checkpoint.read = lambda path: sum(itertools.repeat(0, 10**15))
+loader.BACKSTOP_S = 0.5
+import torch
+import sam_poll.engines.sam2
+load(resolve("demo"), device="cpu", load_timeout_s=0.5)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=90)
+    assert ended.returncode != 0
+    assert "<string>" in ended.stderr
+
+
 def test_a_custom_yaml_outside_the_package_works(tmp_path: Path) -> None:
     demo = resolve("demo")
     assert demo.checkpoint is not None
@@ -186,6 +202,14 @@ def test_a_custom_yaml_outside_the_package_works(tmp_path: Path) -> None:
 )
 def test_packaged_configs_are_found_by_all_their_names(name: str) -> None:
     assert sam2.find_config(name).parts[-3:] == ("configs", "sam2.1", "sam2.1_hiera_t.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.config])
+def test_the_config_of_published_weights_is_told_from_them(name: str) -> None:
+    config = str(MODELS[name].config)
+    weights = sam2.build(sam2.read_config(sam2.find_config(config)), config).state_dict()
+    assert checkpoint.family_of(weights, "x") == "sam2"
+    assert checkpoint.sam2_config_of(weights, "x") == config
 
 
 def test_a_config_that_is_nowhere_is_refused_with_those_there_are() -> None:

@@ -61,10 +61,9 @@ class PromptBatch:
 
 def resized(pixels: Pixels, size: Size) -> Pixels:
     """`pixels` (uint8, h×w×3) at `size`, antialiased bilinear on uint8: 26 times faster than float32 at full size."""
+    pixels = np.require(pixels, requirements=["C", "W"])  # torch takes no reversed and warns of read-only memory
     if pixels.shape[:2] == (size.height, size.width):
         return pixels
-    if not pixels.flags.writeable:  # torch warns about tensors on read-only memory
-        pixels = pixels.copy()
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     return resize(image, [size.height, size.width], antialias=True).permute(1, 2, 0).contiguous().numpy()
 

@@ -113,7 +113,12 @@ def resolve(
     if model in MODELS:
         entry = MODELS[model]
         return ModelSpec(
-            model, entry.family, path_of(model, cache=cache_dir), config or entry.config, model_type, entry.sha256
+            model,
+            entry.family,
+            path_of(model, cache=cache_dir, env=env),
+            config or entry.config,
+            model_type,
+            entry.sha256,
         )
     path = Path(model).expanduser()
     if path.is_file() or path.suffix in CHECKPOINT_ENDINGS or os.sep in model:
@@ -132,9 +137,9 @@ def cache_dir(env: Mapping[str, str] | None = None) -> Path:
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "sam_poll"
 
 
-def path_of(name: str, *, cache: Path | None = None) -> Path:
+def path_of(name: str, *, cache: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
     """Where the catalogue model `name` lies, or would lie."""
-    return (cache or cache_dir()) / _entry(name).filename
+    return (cache or cache_dir(env)) / _entry(name).filename
 
 
 def _entry(name: str) -> Model:

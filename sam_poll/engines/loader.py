@@ -57,6 +57,7 @@ class Stages:
             yield
         finally:
             self._done.set()
+            thread.join()
             faulthandler.cancel_dump_traceback_later()
 
     @contextlib.contextmanager
@@ -67,8 +68,12 @@ class Stages:
             self._on_stage(name)
         start = time.perf_counter()
         yield
-        self.ms[name] = (time.perf_counter() - start) * 1000
-        logger.info("{}: {} took {:.0f} ms", self._model, name, self.ms[name])
+        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1000
+        logger.debug("{}: {} took {:.0f} ms", self._model, name, self.ms[name])
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {ms:.0f}" for name, ms in self.ms.items())
+        return f"{sum(self.ms.values()):.0f} ms ({parts})"
 
     def _watch(self) -> None:
         if self._done.wait(self._timeout_s):
@@ -121,7 +126,7 @@ def load(
                     warm_up(engine)
         except TooLargeError as error:
             raise ModelError(f"the model does not fit: {error.reason}", place=spec.name, remedy=error.remedy) from error
-    logger.info("{}: ready at {} after {:.0f} ms", spec.name, engine.info.step, sum(stages.ms.values()))
+    logger.info("{}: ready at {} after {}", spec.name, engine.info.step, stages)
     return engine
 
 
