@@ -1,0 +1,138 @@
+"""The watcher's hints, and on which file systems there are any."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sam_poll import app, settings
+from sam_poll.doors.settle import Hint
+from sam_poll.doors.watch import Watcher, file_system, is_network
+from tests.conftest import wait_until
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:40 / /mnt/share rw,relatime shared:1 - nfs4 server:/share rw
+31 22 0:41 / /mnt/share\\040two rw - cifs //server/two rw
+32 30 0:42 / /mnt/share/local rw - xfs /dev/vdb rw
+33 22 0:43 / /mnt/remote rw - fuse.sshfs user@host: rw
+"""
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Path:
+    path = tmp_path / "mountinfo"
+    path.write_text(MOUNTS)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/in/cam1", "nfs4"),
+        ("/mnt/share two/in", "cifs"),
+        ("/mnt/share/local/in", "xfs"),
+        ("/mnt/remote/in", "fuse.sshfs"),
+        ("/mnt/shared", "ext4"),
+        ("/home", "ext4"),
+    ],
+)
+def test_the_deepest_mount_names_the_file_system(mounts: Path, path: str, kind: str) -> None:
+    assert file_system(Path(path), mounts) == kind
+
+
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "fuse.glusterfs", "9p", "virtiofs", "ceph"]
+)
+def test_network_file_systems_are_polled(kind: str) -> None:
+    assert is_network(kind)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", ""])
+def test_local_file_systems_are_watched(kind: str) -> None:
+    assert not is_network(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "events", "quiet_s"),
+    [("ext4", "auto", True, 2), ("nfs4", "auto", False, 10), ("nfs4", "events", True, 10), ("ext4", "poll", False, 2)],
+)
+def test_auto_polls_where_events_would_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, events: bool, quiet_s: float
+) -> None:
+    monkeypatch.setattr(app, "file_system", lambda path: kind)
+    made = app.manners_of(settings.load(None, env={}, flags={"input": tmp_path, "watch.mode": mode}), once=False)
+    assert (made.events, made.quiet_s) == (events, quiet_s)
+
+
+class Seen:
+    """A watcher over a folder, and what it has hinted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.wake, self.hints = threading.Event(), []
+        self.watcher = Watcher(folder, self.wake, lambda path, hint, at: self.hints.append((path.name, hint, at)))
+        self.watcher.look_at({folder})
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.watcher.close()
+
+    def of(self, name: str) -> list[Hint]:
+        return [hint for n, hint, _ in list(self.hints) if n == name]
+
+
+def test_writing_a_file_ends_with_closed(tmp_path: Path) -> None:
+    with Seen(tmp_path) as seen:
+        (tmp_path / "a").write_bytes(b"x")
+        wait_until(lambda: seen.of("a")[-1:] == [Hint.CLOSED])
+        assert Hint.OPENED in seen.of("a")
+        assert seen.wake.is_set()
+
+
+def test_a_rename_into_the_folder_is_a_name_that_nobody_opens(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a").write_bytes(b"x")
+    with Seen(tmp_path / "in") as seen:
+        (tmp_path / "a").rename(tmp_path / "in" / "a")
+        wait_until(lambda: seen.of("a"))
+        (tmp_path / "in" / "end").write_bytes(b"x")
+        wait_until(lambda: Hint.CLOSED in seen.of("end"))
+        assert seen.of("a") in ([Hint.CREATED], [Hint.RENAMED])
+
+
+def test_a_file_moved_out_does_not_hold_back_the_one_moved_in_after_it(tmp_path: Path) -> None:
+    """Every claim is a rename out of the folder; watchdog would hold all later events back for half a second each."""
+    (tmp_path / "in").mkdir()
+    waits = []
+    with Seen(tmp_path / "in") as seen:
+        for n in range(8):
+            (tmp_path / "in" / f"old{n}").write_bytes(b"x")
+            (tmp_path / f"new{n}").write_bytes(b"x")
+            wait_until(lambda n=n: Hint.CLOSED in seen.of(f"old{n}"))
+            (tmp_path / "in" / f"old{n}").rename(tmp_path / f"gone{n}")
+            started = time.monotonic()
+            (tmp_path / f"new{n}").rename(tmp_path / "in" / f"new{n}")
+            wait_until(lambda n=n: seen.of(f"new{n}"))
+            waits.append(time.monotonic() - started)
+    assert min(waits) < 0.4  # the best of eight: a busy machine may be slow, watchdog's wait never is shorter than 0.5
+
+
+def test_a_folder_that_cannot_be_watched_is_said_and_not_fatal(tmp_path: Path, logged: list[str]) -> None:
+    with Seen(tmp_path / "missing"):
+        assert any("cannot watch" in line for line in logged)
+
+
+def test_folders_that_went_away_are_let_go(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with Seen(tmp_path) as seen:
+        seen.watcher.look_at({tmp_path, tmp_path / "a"})
+        (tmp_path / "a").rmdir()
+        seen.watcher.look_at({tmp_path})
+        (tmp_path / "b").write_bytes(b"x")
+        wait_until(lambda: Hint.CLOSED in seen.of("b"))
