@@ -1,0 +1,206 @@
+"""Dockerfiles and the compose file, as far as they can be tried without an engine; and the wheel that they install."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sam_poll import settings
+from sam_poll.pipeline import Sizes
+from tests.test_docs import parse
+
+ROOT = Path(__file__).parent.parent
+FILES = ["docker/Dockerfile.cpu", "docker/Dockerfile.cuda"]
+dockerfiles = pytest.mark.parametrize("name", FILES)
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """A Dockerfile's instructions in order, lines joined, comments left out."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in joined.splitlines() if line.strip()]
+
+
+def last(name: str, kind: str) -> str:
+    return [value for key, value in instructions(name) if key == kind][-1]
+
+
+def interpolated(value: Any, given: dict[str, str]) -> Any:
+    """Compose's `${NAME:-default}`."""
+    if isinstance(value, dict):
+        return {key: interpolated(entry, given) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [interpolated(entry, given) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: given.get(m[1]) or m[2], value)
+
+
+def compose(**given: str) -> Any:
+    return interpolated(yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text()), given)
+
+
+# ── Dockerfiles ──
+
+
+@dockerfiles
+def test_torch_comes_first_from_one_place_and_sam2_is_built_on_it(name: str) -> None:
+    runs = [value for key, value in instructions(name) if key == "RUN"]
+    (torch,) = [n for n, run in enumerate(runs) if "'torch>=" in run]
+    (sam2,) = [n for n, run in enumerate(runs) if "'sam2>=" in run]
+    assert torch < sam2
+    assert re.search(r"--index-url \"\$TORCH_INDEX\" 'torch>=\S+' 'torchvision>=\S+'", runs[torch])
+    assert "SAM2_BUILD_CUDA=0 pip install" in runs[sam2]
+    assert "--no-build-isolation" in runs[sam2]
+
+
+@dockerfiles
+def test_versions_are_those_of_the_project(name: str) -> None:
+    wanted = (ROOT / "pyproject.toml").read_text()
+    for requirement in re.findall(r"'((?:torch|torchvision|sam2)[>=.\d]+)'", (ROOT / name).read_text()):
+        assert f'"{requirement}"' in wanted
+
+
+@dockerfiles
+def test_it_runs_as_nobody_in_particular_and_stops_by_signal(name: str) -> None:
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(name, "USER"))
+    assert last(name, "STOPSIGNAL") == "SIGTERM"
+    assert yaml.safe_load(last(name, "ENTRYPOINT")) == ["tini", "--", "sam-poll"]
+    environment = dict(word.split("=", 1) for word in shlex.split(last(name, "ENV")))
+    assert environment["HOME"] == "/tmp"
+    assert f"install -d -m 1777 {environment['SAM_POLL_CACHE']}" in (ROOT / name).read_text()
+
+
+@dockerfiles
+def test_its_command_is_one_of_ours(name: str) -> None:
+    parse(["sam-poll", *yaml.safe_load(last(name, "CMD"))])
+
+
+@dockerfiles
+def test_what_it_copies_is_there_and_not_ignored(name: str) -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert "*" in ignored
+    for key, value in instructions(name):
+        if key == "COPY":
+            for source in value.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source}" in ignored, source
+
+
+def test_the_two_differ_in_torch_and_the_card_only() -> None:
+    cpu, cuda = (instructions(name) for name in FILES)
+    different = {one[0] for one, other in zip(cpu, cuda, strict=True) if one != other}
+    assert different == {"ARG", "ENV"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="runs a POSIX shell")
+@dockerfiles
+def test_the_health_check_wants_a_share_that_can_be_written(name: str, tmp_path: Path) -> None:
+    command = yaml.safe_load(last(name, "HEALTHCHECK").partition("CMD ")[2])
+
+    def healthy(**more: str) -> bool:
+        env = {"PATH": os.environ["PATH"], "SAM_POLL_INPUT": str(tmp_path / "in"), **more}
+        return subprocess.run(command, env=env, check=False, timeout=60).returncode == 0
+
+    assert not healthy()
+    (tmp_path / "in").mkdir()
+    assert not healthy(), "the daemon makes `work` when it has proved the share"
+    (tmp_path / "work").mkdir()
+    assert healthy()
+    assert not healthy(SAM_POLL_WORK=str(tmp_path / "elsewhere"))
+
+
+@dockerfiles
+def test_hadolint_finds_nothing(name: str) -> None:
+    linter = shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([linter, ROOT / name], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+# ── compose ──
+
+
+def test_both_services_run_as_the_caller_on_one_mount_with_models_in_a_volume() -> None:
+    made = compose(UID="1234", GID="5678", SHARE="/data/share")
+    assert set(made["services"]) == {"sam-poll-cpu", "sam-poll-cuda"}
+    assert set(made["volumes"]) == {"models"}
+    for service in made["services"].values():
+        share, models = service["volumes"]
+        assert service["user"] == "1234:5678"
+        assert (share["source"], share["target"]) == ("/data/share", "/mnt/share")
+        assert models == "models:/cache"
+        assert service["restart"] == "unless-stopped"
+        assert int(service["stop_grace_period"].removesuffix("s")) > Sizes().drain_s
+        assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+
+def test_only_one_service_starts_with_a_profile_and_only_cuda_asks_for_a_card() -> None:
+    services = compose()["services"]
+    assert {name: service["profiles"] for name, service in services.items()} == {
+        "sam-poll-cpu": ["cpu"],
+        "sam-poll-cuda": ["cuda"],
+    }
+    (device,) = services["sam-poll-cuda"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert "deploy" not in services["sam-poll-cpu"]
+
+
+@pytest.mark.parametrize("service", ["sam-poll-cpu", "sam-poll-cuda"])
+def test_its_variables_are_settings_and_watch_what_is_mounted(service: str) -> None:
+    made = settings.load(None, env=compose(SAM_POLL_FORMATS="mask,cvat")["services"][service]["environment"])
+    assert made.formats == ("mask", "cvat")
+    assert made.device == ("cpu" if service == "sam-poll-cpu" else "cuda:0")
+    assert str(made.folders.input) == "/mnt/share/in"
+
+
+def test_compose_itself_accepts_it() -> None:
+    client = shutil.which("docker")
+    command = [client or "", "compose", "-f", str(ROOT / "docker" / "compose.yaml")]
+    if client is None or subprocess.run([*command[:2], "version"], check=False, capture_output=True).returncode:
+        pytest.skip("docker compose is not installed")
+    for profile in ("cpu", "cuda"):
+        done = subprocess.run(
+            [*command, "--profile", profile, "config", "--quiet"], check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+# ── what the images install ──
+
+
+def test_the_wheel_holds_the_model_the_font_and_the_commands(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    shutil.copytree(ROOT / "sam_poll", source / "sam_poll", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(tmp_path), str(source)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = [n for n in names if n.endswith("entry_points.txt")]
+        commands = archive.read(entry_points).decode()
+    data = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sam_poll" / "data").rglob("*") if p.is_file()}
+    assert data | {"sam_poll/py.typed", "sam_poll/cli.py"} <= names
+    assert any(n.endswith("/licenses/LICENSE") for n in names)
+    assert "sam-poll = sam_poll.cli:main" in commands
+    assert "sam_predict_poll = sam_poll.waikato:main" in commands
