@@ -119,7 +119,6 @@ class Sam1Engine(TorchEngine):
             positions = planes.permute(0, 2, 3, 1)
         kind = encoder.patch_embed.proj.weight
         encoder.pos_embed = torch.nn.Parameter(positions.to(kind.device, kind.dtype), requires_grad=False)
-        encoder.img_size = side
 
     def _square(self, pictures: Sequence[Prepared]) -> Tensor:
         side = self.step.side
