@@ -87,6 +87,7 @@ class AdaptiveEngine:
         while step := self.plan.down(call):
             logger.warning("out of memory in {} at {}: trying again at {}", call, failed, step)
             if self._apply(step):
+                self.engine.free()  # of what the step before held
                 return
         raise TooLargeError(
             f"out of memory in {call} even at {failed} ({reason}; {self.engine.memory_report()})",
@@ -108,10 +109,10 @@ class AdaptiveEngine:
             self.engine.apply(step)
         except Exception as error:  # noqa: BLE001 - as in _call
             self._memory_reason(error)
-            return False
-        finally:
-            self.engine.free()
-        return True
+        else:
+            return True
+        self.engine.free()
+        return False
 
 
 def _first_line(error: Exception) -> str:
