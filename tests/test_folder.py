@@ -237,6 +237,16 @@ def test_subfolders_made_later_are_watched_too(share: Share) -> None:
         wait_until(lambda: daemon.pipeline.stats.now().answered == 2)
 
 
+def test_a_subfolder_that_is_empty_when_it_is_first_seen_is_watched_too(share: Share) -> None:
+    with Daemon(share, rescan_s=60.0, quiet_s=0.2) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        (share.layout.input / "new" / "deep").mkdir(parents=True)
+        scans = daemon.door.scans
+        wait_until(lambda: daemon.door.scans > scans)
+        share.pair("new/deep/dog")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+
+
 def test_without_events_the_rescan_finds_everything(share: Share) -> None:
     with Daemon(share, events=False, rescan_s=0.05, quiet_s=0.1) as daemon:
         wait_until(lambda: daemon.door.scans > 0)

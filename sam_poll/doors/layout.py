@@ -66,9 +66,10 @@ class Layout:
         return os.path.splitext(name)[1].lower() in self.picture_endings
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(root: Path, visited: Callable[[str], object] = lambda folder: None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Regular files below a folder as (path relative to it with `/`, entry), without following any link.
 
+    `visited` is told each subfolder's path, empty ones included.
     Folders that vanish meanwhile are passed over; a root that cannot be read raises OSError.
     """
     pending = [""]
@@ -85,6 +86,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith("."):
+                        visited(path)
                         pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
                     yield path, entry

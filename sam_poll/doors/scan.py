@@ -125,16 +125,15 @@ class Scanner:
             self._settler.hint(os.path.relpath(path, self._layout.input).replace(os.sep, "/"), hint, seen)
 
     def _list(self, now: float) -> tuple[set[str], set[str]]:
-        pictures, waiting, folders = set(), set(), {self._layout.input}
-        for path, entry in walk(self._layout.input):
+        pictures, waiting, below = set(), set(), set[str]()
+        for path, entry in walk(self._layout.input, below.add):
             if is_temporary(entry.name):
                 continue
             if self._layout.is_prompt(entry.name):
                 waiting.add(path)
             elif self._layout.is_picture(entry.name):
                 pictures.add(path)
-            if "/" in path:
-                folders.add(self._layout.input / os.path.dirname(path))
+        folders = {self._layout.input, *(self._layout.input / folder for folder in below)}
         if self._manners.events and folders != self._folders:
             if folders - self._folders - {self._layout.input}:
                 self.due = now  # what came between the listing and the new watch is seen by one more look
