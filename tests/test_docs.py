@@ -234,6 +234,29 @@ def test_models_lists_the_catalogue_with_its_sizes() -> None:
     assert listed == {name: round(entry.size / 1e6) for name, entry in catalog.MODELS.items()}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ready at ",
+        "watching ",
+        " done: ",
+        " rejected: ",
+        " goes back: ",
+        " cannot be put away (",
+        "; next try in ",
+        "the share cannot be used (",
+        "out of memory in ",
+        ": trying again at ",
+        "memory has been enough for a while: trying ",
+        " files of an earlier run were still in work/: they are back in ",
+        " jobs answered (",
+    ],
+)
+def test_log_lines_that_operations_explains_are_still_written_so(words: str) -> None:
+    assert words in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert any(words in path.read_text(encoding="utf-8") for path in (ROOT / "sam_poll").rglob("*.py"))
+
+
 # ── examples ──
 
 
