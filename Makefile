@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP) ## run the main job on bundled pictures with the bundled small model
 	@$(BIN)/python -m tools.demo
 
+# One thread for torch in each test process: more of them than cores make it many times slower.
 test: $(STAMP) ## the whole test suite
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
 
 lint: $(STAMP) ## ruff: mistakes and formatting
 	@$(BIN)/ruff check .

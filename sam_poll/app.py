@@ -81,7 +81,8 @@ def formats_of(settings: Settings, names: Sequence[str] | None = None) -> list[F
 def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
     """Thread counts for this machine. Reading a picture takes about as long as finishing one; on a GPU the pools feed
     it, on a CPU the network takes all cores and the pools only fill gaps."""
-    cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or usable or 2
     p = settings.pipeline
     threads = min(8, max(1, cores // 2))
     return Sizes(
@@ -164,7 +165,7 @@ def watch(
         )
         with display:
             pipeline.run(door, stop)
-        rest = f"; {door.waiting} files still wait in {layout.input}" if once and door.waiting else ""
+        rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
         logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), rest)
         return ExitCode.FAILED_JOBS if once and now().rejected else ExitCode.OK
 

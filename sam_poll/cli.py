@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sam_poll import __version__
-from sam_poll.errors import ExitCode, SamPollError, UsageError
+from sam_poll.errors import ExitCode, SamPollError, ShareError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,7 +37,7 @@ models = typer.Typer(help="List, download and verify the networks' weights.", no
 app.add_typer(models, name="models")
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
-In = Annotated[Path | None, typer.Argument(metavar="[IN]", help="Folder to drop pictures and prompts in.")]
+In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]
 Model = Annotated[str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")]
 ModelCfg = Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")]
@@ -119,7 +119,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @reports
 def watch(
     source: In = None,
-    output: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder for the answers.")] = None,
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder for the answers.")] = None,
     config: Config = None,
     once: Annotated[bool, typer.Option("--once", help="Answer what is there, then exit.")] = False,
     model: Model = None,
@@ -241,6 +241,8 @@ def status(
     from sam_poll.fs import shown
 
     layout = layout_of(settings)
+    if not layout.input.is_dir():
+        raise ShareError("the share is not there", place=str(layout.input), remedy="mount it, or name another folder")
     report = look(layout)
     if as_json:
         typer.echo(json.dumps(report))
@@ -265,12 +267,13 @@ def retry(
 ) -> None:
     """Put failed jobs back into the input folder and drop their error files."""
     settings = _settings(source, config)
+    from sam_poll import console
     from sam_poll.app import layout_of
     from sam_poll.doors.layout import retry as put_back
     from sam_poll.fs import shown
 
     count = put_back(layout_of(settings), pattern, on_move=lambda job: typer.echo(shown(job)))
-    typer.echo(f"{count} jobs are back in {settings.folders.input}", err=True)
+    typer.echo(f"put back into {settings.folders.input}: {console.count(count, 'job')}", err=True)
 
 
 @app.command()
@@ -340,9 +343,7 @@ def _advance(progress: Any, task: Any, done: int, total: int) -> None:
 @models.command("verify")
 @reports
 def models_verify(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME|FILE…]", help="Default: all that are here.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME|FILE…", help="Default: all that are here.")] = None,
 ) -> ExitCode:
     """Compare model files with their known SHA-256."""
     from sam_poll.engines import catalog

@@ -140,7 +140,13 @@ def summary(now: Snapshot) -> str:
     reasons = ", ".join(f"{code} {count}" for code, count in sorted(now.reasons.items()))
     rejected = f", {now.rejected} rejected ({reasons})" if now.rejected else ""
     rate = now.answered / now.elapsed_s if now.elapsed_s else 0.0
-    return f"{now.answered} jobs answered ({now.objects} objects){rejected}, {rate:.1f} jobs/s"
+    done = f"{count(now.answered, 'job')} answered ({count(now.objects, 'object')})"
+    return f"{done}{rejected}, {rate:.1f} jobs/s"
+
+
+def count(number: int, word: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, right: set[int] | None = None) -> Table:

@@ -47,7 +47,7 @@ from sam_poll.types import (
 _POLL_S = 0.1
 _SICK_S = 1.0
 _MAX_BYTES = 2 << 30
-_NOT_A_PICTURE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
+_NOT_A_PICTURE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
 _BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 
 
@@ -342,7 +342,7 @@ class Pipeline:
                 if self._hurry.is_set() or self._stop.is_set():
                     self._release(task)
                     return False
-                logger.error("job {} cannot be put away ({}); next try in {:.0f} s", shown(task.job.id), error, pause)
+                logger.error("job {} cannot be put away ({}); next try in {:g} s", shown(task.job.id), error, pause)
             self._stop.wait(pause)
             pause = min(pause * 2, 30.0)
 

@@ -59,7 +59,7 @@ def test_torch_comes_first_from_one_place_and_sam2_is_built_on_it(name: str) -> 
     (torch,) = [n for n, run in enumerate(runs) if "'torch>=" in run]
     (sam2,) = [n for n, run in enumerate(runs) if "'sam2>=" in run]
     assert torch < sam2
-    assert re.search(r"--index-url \"\$TORCH_INDEX\" 'torch>=\S+' 'torchvision>=\S+'", runs[torch])
+    assert re.search(r"\$\{TORCH_INDEX:\+--index-url \"\$TORCH_INDEX\"\} 'torch>=\S+' 'torchvision>=\S+'", runs[torch])
     assert "SAM2_BUILD_CUDA=0 pip install" in runs[sam2]
     assert "--no-build-isolation" in runs[sam2]
 

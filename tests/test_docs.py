@@ -304,5 +304,5 @@ def test_the_systemd_unit_calls_us_rightly_and_does_not_repeat_hopeless_starts()
     assert Path(program).name == "sam-poll"
     parse(["sam-poll", *arguments])
     hopeless = {int(code) for code in service["RestartPreventExitStatus"].split()}
-    assert hopeless == {ExitCode.USAGE, ExitCode.MODEL, ExitCode.SETTINGS}
+    assert hopeless == {ExitCode.USAGE, ExitCode.SETTINGS}
     assert int(service["TimeoutStopSec"]) > Sizes().drain_s

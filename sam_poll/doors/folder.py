@@ -114,7 +114,7 @@ class FolderDoor:
                     if job is not None:
                         yield job
             except OSError as error:
-                logger.error("the share cannot be used ({}); the next try is in {:.0f} s", error, pause)
+                logger.error("the share cannot be used ({}); the next try is in {:g} s", error, pause)
                 self._scanner.renew()
                 self._wait(stop, pause)
                 pause = min(pause * 2, 30.0)
@@ -317,6 +317,8 @@ class FolderDoor:
     def _move(self, path: Path, place: Path) -> str:
         if self.layout.delete_input and place.is_relative_to(self.layout.done):
             path.unlink(missing_ok=True)
+        elif not exists(path):
+            logger.warning("{} has vanished from work/ while it was at work", shown(path.name))
         else:
             move_new(path, place)
             sync_folder(place.parent)

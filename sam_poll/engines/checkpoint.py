@@ -80,7 +80,7 @@ def sam2_config_of(weights: Mapping[str, Any], place: str) -> str:
         raise ModelError(
             f"this SAM2 is of no published size (width {width}, {len(blocks)} blocks)",
             place=place,
-            remedy="name its yaml too (`config`, or MODEL_CFG in the environment)",
+            remedy="name its yaml too (`model_cfg`, `--model-cfg`, or MODEL_CFG in the environment)",
         )
     version = "2.1" if "no_obj_embed_spatial" in weights else "2"
     return f"configs/sam{version}/sam{version}_hiera_{letter}.yaml"

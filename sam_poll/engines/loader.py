@@ -112,6 +112,7 @@ def load(
     """
     if spec.family == "fake":
         return FakeEngine()
+    _checkpoint_path(spec)  # importing torch takes seconds; what is missing is told before
     stages = Stages(spec.name, load_timeout_s, on_stage)
     with stages.watched():
         with stages.stage("import"):
@@ -141,7 +142,8 @@ def _import(family: str | None) -> None:
             import sam_poll.engines.sam2  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:  # sam2 raises RuntimeError next to a checkout of itself
         raise ModelError(
-            f"the model's libraries cannot be imported: {error}", remedy="run `sam-poll doctor`"
+            f"the model's libraries cannot be imported: {error}",
+            remedy="install torch and torchvision from one place, then sam2 and segment-anything, as the README says",
         ) from error
 
 
@@ -149,6 +151,8 @@ def _build(
     spec: ModelSpec, device: devices.Device, stages: Stages, *, max_batch: int | None, min_side: int
 ) -> AdaptiveEngine:
     path = _checkpoint_path(spec)
+    if not spec.sha256 and spec.name != "demo":
+        logger.info("{}: no SHA-256 is known for {}; it is used as it is", spec.name, path)
     with stages.stage("read"):
         weights = checkpoint.read(path)
         family = checkpoint.family_of(weights, str(path))
@@ -175,8 +179,6 @@ def _checkpoint_path(spec: ModelSpec) -> Path:
     if spec.sha256 and not path.is_file():
         remedy = f"run `sam-poll models download {spec.name}`"
         raise ModelError(f"the model has not been downloaded to {path}", place=spec.name, remedy=remedy)
-    if not spec.sha256 and spec.name != "demo":
-        logger.info("{}: no SHA-256 is known for {}; it is used as it is", spec.name, path)
     return path
 
 
