@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,10 +136,20 @@ def share(tmp_path: Path) -> Share:
     return Share(tmp_path / "share")
 
 
+@pytest.fixture(autouse=True)
+def _log_of_its_own() -> Iterator[None]:
+    """The log goes to the stderr of the test that runs now: a command under test binds it to one that is closed soon."""
+    logger.remove()
+    logger.add(lambda m: sys.stderr.write(str(m)), level="DEBUG", format="{level} {message}")
+    yield
+    logger.remove()
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """What goes into the log, line by line."""
     lines: list[str] = []
     handle = logger.add(lambda m: lines.append(str(m)), level="DEBUG", format="{level} {message}")
     yield lines
-    logger.remove(handle)
+    with contextlib.suppress(ValueError):  # a command under test may have set the log up anew
+        logger.remove(handle)

@@ -250,6 +250,14 @@ def test_a_bad_picture_does_not_keep_the_good_one_from_its_answer(picture: Path,
     assert (tmp_path / "o" / "dog.mask.png").is_file()
 
 
+def test_a_picture_that_is_not_there_is_said_at_once(picture: Path, tmp_path: Path) -> None:
+    run = predict(tmp_path / "gone.jpg", picture, "--box", "10,10,60,80", "-o", tmp_path / "o")
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "gone.jpg" in run.err
+    assert "No such file" in run.err
+    assert (tmp_path / "o" / "dog.mask.png").is_file()
+
+
 def test_an_output_that_cannot_be_written_is_said_and_not_tried_for_ever(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "o").write_text("a file")
     run = predict(picture, "--box", "10,10,60,80", "-o", tmp_path / "o")
@@ -308,6 +316,10 @@ def test_status_counts_and_retry_puts_back(share: Share) -> None:
     assert "dog" in run.out
     assert share.tree("input") == ["dog.jpg", "dog.json"]
     assert "dog.js" in Run("status", share.layout.input).out or "dog.jpg" in Run("status", share.layout.input).out
+
+
+def test_status_of_a_share_that_is_not_there_ends_with_75(tmp_path: Path) -> None:
+    assert Run("status", tmp_path / "none" / "in").code == ExitCode.SHARE
 
 
 def test_merge_joins_the_cvat_files_of_a_folder(share: Share, tmp_path: Path) -> None:

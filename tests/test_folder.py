@@ -297,6 +297,21 @@ def test_a_full_disk_while_delivering_makes_the_job_wait(share: Share, monkeypat
     assert len(calls) == 3
 
 
+def test_inputs_that_vanish_while_at_work_do_not_hold_the_daemon_up(share: Share, logged: list[str]) -> None:
+    gate = threading.Event()
+    share.pair("dog")
+    with Daemon(share, FakeEngine(batch=1, gate=gate), quiet_s=0.0, rescan_s=0.05) as daemon:
+        wait_until(lambda: share.tree("work") == ["dog.jpg", "dog.json"])
+        for name in ("dog.jpg", "dog.json"):
+            (share.layout.work / name).unlink()
+        gate.set()
+        share.move_in("cat.jpg", picture_bytes())
+        share.move_in("cat.json", BOX)
+        wait_until(lambda: share.tree("done") == ["cat.jpg", "cat.json"])
+    assert any("vanished" in line for line in logged)
+    assert daemon.pipeline.stats.now().at_work == 0
+
+
 def test_a_name_too_long_for_its_outputs_is_refused(share: Share) -> None:
     share.pair("x" * 245)
     assert share.run_once().rejected == 1
