@@ -12,6 +12,7 @@ jobs in `work/` come back at the next start).
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import queue
 import threading
@@ -210,6 +211,7 @@ class Pipeline:
             )
         with _timed(task, "decode"):
             data = _read(job.picture) if isinstance(job.picture, Path) else job.picture
+            _check_bytes(job, data)
             info, sizes = self._engine.info, self._sizes
             cover = max(info.side, sizes.cover)
             try:
@@ -390,6 +392,17 @@ def _read(path: Path) -> bytes:
                 f"the file has {size >> 20} MiB; at most {_MAX_BYTES >> 20} are read", place=shown(path.name)
             )
         return file.read()
+
+
+def _check_bytes(job: Job, data: bytes) -> None:
+    """Whether the picture is the very file that the prompt names, if it does."""
+    differs = None
+    if job.nbytes is not None and job.nbytes != len(data):
+        differs = f"has {len(data):,} bytes, but the prompt's image_bytes says {job.nbytes:,}"
+    elif job.sha256 is not None and job.sha256 != hashlib.sha256(data).hexdigest():
+        differs = "is not the file whose SHA-256 the prompt's image_sha256 names"
+    if differs:
+        raise PictureError(differs, place=_file_name(job), remedy="copy the picture again, or mend the prompt")
 
 
 def _file_name(job: Job) -> str | None:

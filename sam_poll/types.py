@@ -177,7 +177,8 @@ class ModelInfo:
 class Job:
     """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
     `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`. `fault` is set when
-    the door already knows that the job must be rejected (a prompt that cannot be understood)."""
+    the door already knows that the job must be rejected (a prompt that cannot be understood). `sha256` (lower case hex)
+    and `nbytes` are what the picture's file must be, where the prompt says so."""
 
     id: str
     name: str
@@ -185,6 +186,8 @@ class Job:
     prompts: tuple[Prompt, ...] | Everything
     origin: Any = None
     fault: SamPollError | None = None
+    sha256: str | None = None
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -138,7 +138,7 @@ def share(tmp_path: Path) -> Share:
 
 @pytest.fixture(autouse=True)
 def _log_of_its_own() -> Iterator[None]:
-    """The log goes to the stderr of the test that runs now: a command under test binds it to one that is closed soon."""
+    """The log goes to the stderr of the test that runs now; a command under test binds it to one soon closed."""
     logger.remove()
     logger.add(lambda m: sys.stderr.write(str(m)), level="DEBUG", format="{level} {message}")
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 import time
@@ -73,6 +74,24 @@ def test_a_broken_picture_goes_to_failed_with_its_prompt_and_a_reason(share: Sha
     assert share.tree("failed") == ["dog.error.json", "dog.jpg", "dog.json"]
     assert share.error("dog")["code"] == "picture"
     assert share.error("dog")["place"] == "dog.jpg"
+
+
+@pytest.mark.parametrize(
+    ("claim", "good"),
+    [
+        ({"image_bytes": len(picture_bytes())}, True),
+        ({"image_bytes": 5}, False),
+        ({"image_sha256": hashlib.sha256(picture_bytes()).hexdigest()}, True),
+        ({"image_sha256": "0" * 64}, False),
+    ],
+)
+def test_a_prompt_that_names_its_pictures_bytes_is_answered_for_those_bytes_only(
+    share: Share, claim: dict[str, object], good: bool
+) -> None:
+    share.pair("dog", prompt={**BOX, **claim})
+    assert share.run_once().answered == good
+    if not good:
+        assert next(iter(claim)) in share.error("dog")["reason"]
 
 
 def test_an_unreadable_prompt_without_picture_is_rejected_alone(share: Share) -> None:

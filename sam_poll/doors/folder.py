@@ -223,6 +223,8 @@ class FolderDoor:
             prompts=parsed.prompts if parsed else Everything(),
             origin=claim,
             fault=fault,
+            sha256=parsed.image_sha256 if parsed else None,
+            nbytes=parsed.image_bytes if parsed else None,
         )
 
     def _identity(self, claim: _Claim) -> str:
