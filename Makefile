@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml setup.py
 	@$(PIP) 'torch>=2.5.1' 'torchvision>=0.20.1'
 	@echo "installing sam2 and the rest …"
 	@SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation 'sam2>=1.1'
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## run the main job on bundled pictures with the bundled small model
