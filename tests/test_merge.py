@@ -139,4 +139,4 @@ def test_many_files_are_not_held_as_parsed_trees() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total > 0.9 * len(files) * len(one)
-    assert peak < 1.5 * total
+    assert peak < 3 * total  # measured: 1.5 as it is, 8 if the parsed trees were held
