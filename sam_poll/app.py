@@ -34,6 +34,7 @@ from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.settings import Settings
 from sam_poll.types import Engine, Format, Job, Result
 
+_LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
 _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
 
 
@@ -136,6 +137,30 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def bounded_stop(stop: threading.Event, after_s: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """Ends the process `after_s` after `stop`, if it is still here then: a driver or a share may hang for ever.
+
+    What was at work stays in `work/` and comes back at the next start.
+    """
+    over = threading.Event()
+
+    def wait() -> None:
+        while not stop.wait(1.0):
+            if over.is_set():
+                return
+        if not over.wait(after_s):
+            logger.error("something hangs; ending without it. What was at work comes back at the next start")
+            end(ExitCode.OK)
+
+    thread = threading.Thread(target=wait, name="bounded-stop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def watch(
     settings: Settings,
     *,
@@ -151,19 +176,18 @@ def watch(
     layout = layout or layout_of(settings)
     manners = manners_of(settings, once=once)
     # The share is proved before the model is loaded: the cheap mistake is told first.
-    with stop_on_signals() as stop, FolderDoor(layout, manners) as door:
+    with stop_on_signals() as stop, bounded_stop(stop, _LAST_RESORT_S), FolderDoor(layout, manners) as door:
         engine = engine_of(settings, model_type=model_type)
         pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings), on_result=on_result)
         how = "events" if manners.events else "polling"
         logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
         now = pipeline.stats.now
         title = f"{engine.info.name} on {engine.info.device}"
-        display = (
-            screen.Progress(title, now, lambda: door.waiting, console)
-            if console
-            else screen.Heartbeat(now, lambda: door.waiting)
-        )
-        with display:
+
+        def waiting() -> int:
+            return door.waiting
+
+        with screen.Progress(title, now, waiting, console) if console else screen.Heartbeat(now, waiting):
             pipeline.run(door, stop)
         rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
         logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), rest)

@@ -1,0 +1,58 @@
+"""What the app makes of settings, and how it stops."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from sam_poll import app, settings
+from sam_poll.errors import ExitCode, SettingsError
+from tests.conftest import wait_until
+
+
+def made(tmp_path: Path, **flags: object) -> settings.Settings:
+    return settings.load(None, env={}, flags={"input": tmp_path / "in", "model": "fake", **flags})
+
+
+def test_a_stop_that_hangs_ends_the_process_after_all() -> None:
+    stop, ends = threading.Event(), list[int]()
+    with app.bounded_stop(stop, 0.01, ends.append):
+        stop.set()
+        wait_until(lambda: ends == [ExitCode.OK])
+
+
+def test_a_stop_in_time_ends_nothing_else() -> None:
+    stop, ends = threading.Event(), list[int]()
+    before = set(threading.enumerate())
+    with app.bounded_stop(stop, 60.0, ends.append):
+        stop.set()
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert ends == []
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 4), (64, 8)])
+def test_auto_threads_follow_the_cores(tmp_path: Path, cores: int, threads: int) -> None:
+    sizes = app.sizes_of(made(tmp_path), cores)
+    assert (sizes.decode_threads, sizes.finish_threads) == (threads, threads)
+    assert app.sizes_of(made(tmp_path, **{"pipeline.decode_threads": 3}), cores).decode_threads == 3
+
+
+def test_an_overlay_asks_for_more_pixels_than_a_small_network_needs(tmp_path: Path) -> None:
+    assert app.sizes_of(made(tmp_path)).cover == 0
+    assert app.sizes_of(made(tmp_path, formats=["overlay"])).cover == 1024
+    assert app.sizes_of(made(tmp_path, **{"formats": ["overlay"], "overlay.max_side": 300})).cover == 300
+
+
+def test_one_of_several_devices_is_taken_and_more_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    app.engine_of(made(tmp_path, devices=["cpu"]))
+    with pytest.raises(SettingsError, match="one daemon a device"):
+        app.engine_of(made(tmp_path, devices=["cuda:0", "cuda:1"]))
+
+
+def test_names_in_cvat_are_relative_to_what_holds_input_and_done(tmp_path: Path) -> None:
+    layout = app.layout_of(made(tmp_path))
+    assert layout.share_name(layout.done / "cam1" / "dog.jpg") == "done/cam1/dog.jpg"
+    elsewhere = app.layout_of(made(tmp_path, done=tmp_path / "tree" / "answered"))
+    assert elsewhere.share_name(elsewhere.done / "dog.jpg") == "tree/answered/dog.jpg"
