@@ -62,6 +62,9 @@ def reports(command: F) -> F:
             raise
         except BrokenPipeError:
             raise typer.Exit(ExitCode.OK) from None
+        except OSError as error:
+            _say(ShareError(error.strerror or str(error), place=str(error.filename) if error.filename else None))
+            raise typer.Exit(ExitCode.SHARE) from None
         except Exception as error:  # noqa: BLE001  the last place where a surprise can be told in one line
             _say_surprise(error)
             raise typer.Exit(ExitCode.BUG) from None

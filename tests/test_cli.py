@@ -339,6 +339,16 @@ def test_merge_without_anything_to_merge_or_in_an_unknown_format_ends_with_2(sha
     assert Run("merge", tmp_path / "none", "-o", tmp_path / "x.xml").code == ExitCode.USAGE
 
 
+def test_what_the_system_refuses_is_said_in_one_line(share: Share, tmp_path: Path) -> None:
+    share.pair("a")
+    watch_once(share, "-f", "cvat")
+    (tmp_path / "file").write_text("x")
+    run = Run("merge", share.layout.output, "-o", tmp_path / "file" / "x.xml")
+    assert run.code == ExitCode.SHARE
+    assert "file" in run.err
+    assert "bug" not in run.err
+
+
 def test_models_list_names_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM_POLL_CACHE", str(tmp_path))
     (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"not it")

@@ -421,6 +421,30 @@ def test_a_second_daemon_on_the_same_share_is_refused_and_told_who_has_it(share:
         pass  # free again
 
 
+def test_leftovers_that_cannot_be_recovered_are_named_and_the_lock_is_let_go(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sam_poll.doors.folder as folder
+
+    def denied(layout: Layout) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(layout.work / "dog.jpg"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "recover", denied)
+        with pytest.raises(ShareError, match="Permission denied") as raised, FolderDoor(share.layout):
+            pass
+    assert "dog.jpg" in str(raised.value)
+    with FolderDoor(share.layout):
+        pass
+
+
+def test_a_lock_of_another_user_is_named(share: Share) -> None:
+    prove(share.layout)
+    (share.layout.work / ".sam_poll-lock").mkdir()  # cannot be opened for writing, even by root
+    with pytest.raises(ShareError, match="cannot be used"), FolderDoor(share.layout):
+        pass
+
+
 def test_a_share_that_is_not_there_is_named(tmp_path: Path) -> None:
     layout = Layout(*(tmp_path / "mnt" / n for n in ("in", "work", "out", "done", "failed")))
     with pytest.raises(ShareError, match="mkdir -p"):

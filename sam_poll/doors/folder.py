@@ -24,7 +24,7 @@ from pathlib import Path
 from loguru import logger
 
 from sam_poll import __version__, prompts
-from sam_poll.doors.layout import ERROR_ENDING, Layout, Lock, prove, recover
+from sam_poll.doors.layout import ERROR_ENDING, Layout, Lock, prove, recover, unusable
 from sam_poll.doors.scan import NEVER, Manners, Ready, Scanner, look, spellings
 from sam_poll.doors.settle import job_id
 from sam_poll.errors import InputError, PromptError, SamPollError
@@ -81,12 +81,16 @@ class FolderDoor:
         prove(self.layout)
         self._guard = Lock(self.layout)
         self._guard.__enter__()
-        recover(self.layout)
+        try:
+            recover(self.layout)
+        except OSError as error:
+            self._guard.__exit__()
+            raise unusable("work", Path(error.filename or self.layout.work), error) from error
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._scanner.close()
-        self._guard.__exit__(None, None, None)
+        self._guard.__exit__()
 
     @property
     def waiting(self) -> int:

@@ -108,7 +108,7 @@ def prove(layout: Layout) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unusable(name, folder, error) from error
+            raise unusable(name, folder, error) from error
     names = list(layout.folders.items())
     token = f"{TEMP_PREFIX}{os.getpid()}-probe"
     here_name, here = names[0]
@@ -116,7 +116,7 @@ def prove(layout: Layout) -> None:
     try:
         probe.write_bytes(b"")
     except OSError as error:
-        raise _unusable(here_name, here, error) from error
+        raise unusable(here_name, here, error) from error
     try:
         for name, folder in names[1:]:
             try:
@@ -128,13 +128,14 @@ def prove(layout: Layout) -> None:
                         place=f"{here} → {folder}",
                         remedy="put all five folders on one mount (in Docker: mount their parent, not each of them)",
                     ) from error
-                raise _unusable(name, folder, error) from error
+                raise unusable(name, folder, error) from error
             here_name, here = name, folder
     finally:
         probe.unlink(missing_ok=True)
 
 
-def _unusable(name: str, folder: Path, error: OSError) -> ShareError:
+def unusable(name: str, folder: Path, error: OSError) -> ShareError:
+    """What to say of a folder, or a file in it, that the system does not let us use."""
     return ShareError(
         f"`{name}` cannot be used: {error.strerror or error}",
         place=str(folder),
@@ -152,7 +153,10 @@ class Lock:
     def __enter__(self) -> Lock:
         import fcntl
 
-        self._file = self._path.open("a+")
+        try:
+            self._file = self._path.open("a+")
+        except OSError as error:  # made by another user, most likely
+            raise unusable("work", self._path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
