@@ -14,9 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from sam_poll import app, settings
+from sam_poll.cli import reports
 from sam_poll.doors.layout import Layout
-from sam_poll.errors import ExitCode, SamPollError
+from sam_poll.errors import ExitCode
 from sam_poll.images import ENDINGS
 
 SUFFIXES = {".mask.png": ".png", ".opex.json": ".json"}
@@ -90,9 +93,8 @@ def run(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def main() -> None:
-    """The `sam_predict_poll` command."""
+    """The `sam_predict_poll` command; its errors look like those of `sam-poll`."""
     try:
-        sys.exit(run())
-    except SamPollError as error:
-        sys.stderr.write(f"sam_predict_poll: {error}\n")
-        sys.exit(error.exit_code)
+        reports(run)()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

@@ -20,8 +20,8 @@ LEVELS = [
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
     {"sam_poll.settings", "sam_poll.console"},
     {"sam_poll.oneoff", "sam_poll.app"},
-    {"sam_poll.cli", "sam_poll.waikato"},
-    {"sam_poll.__main__"},
+    {"sam_poll.cli"},
+    {"sam_poll.waikato", "sam_poll.__main__"},
 ]
 # Within one room, modules may know each other; of its siblings, only these may be known.
 ROOMS = ("sam_poll.engines", "sam_poll.formats", "sam_poll.doors")

@@ -94,6 +94,17 @@ def test_output_inside_input_is_refused(folders: tuple[Path, Path]) -> None:
         run((folders[0], folders[0] / "out"))
 
 
+def test_an_error_ends_the_command_with_its_code_and_one_line(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", "nonsense", "--prediction_in", str(folders[0]), "--prediction_out", str(folders[1]), "--quiet"]
+    monkeypatch.setattr("sys.argv", ["sam_predict_poll", *flags])
+    with pytest.raises(SystemExit) as ended:
+        waikato.main()
+    assert ended.value.code == ExitCode.MODEL
+    assert "there is no model `nonsense`" in capsys.readouterr().err
+
+
 def test_all_of_their_flags_are_known() -> None:
     flags = (
         "--model --model_type --config --device --prediction_in --prediction_out --prediction_tmp --poll_wait "
