@@ -11,6 +11,7 @@ jobs in `work/` come back at the next start).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -151,16 +152,16 @@ class Pipeline:
 
     def _intake(self, door: Door, stop: threading.Event) -> None:
         ending = _Either(stop, lambda: self._fatal is not None)
-        jobs = door.jobs(ending)  # type: ignore[arg-type]
-        while not ending.is_set():
-            if not self._slots.acquire(timeout=_POLL_S):
-                continue
-            job = next(jobs, None)
-            if job is None:
-                self._slots.release()
-                return
-            self.stats.took()
-            self._decoders.submit(self._guarded, self._decode, _Task(job))
+        with contextlib.closing(door.jobs(ending)) as jobs:  # type: ignore[arg-type]
+            while not ending.is_set():
+                if not self._slots.acquire(timeout=_POLL_S):
+                    continue
+                job = next(jobs, None)
+                if job is None:
+                    self._slots.release()
+                    return
+                self.stats.took()
+                self._decoders.submit(self._guarded, self._decode, _Task(job))
 
     def _drain(self, depth: int, stop: threading.Event) -> None:
         """Wait until every slot is back; after `stop`, no longer than `drain_s`."""

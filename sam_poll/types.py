@@ -9,7 +9,7 @@ write into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -222,11 +222,12 @@ class Door(Protocol):
     """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, from any thread.
 
     `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
+    Closing it gives back what it has claimed and not handed out.
     `deliver` and `reject` raise OSError when the surroundings are sick; the caller tries again or releases.
     `release` gives the job back, as if it had not been claimed.
     """
 
-    def jobs(self, stop: Event) -> Iterator[Job]: ...
+    def jobs(self, stop: Event) -> Generator[Job, None, None]: ...
     def deliver(self, job: Job, documents: Sequence[Document]) -> None: ...
     def reject(self, job: Job, error: SamPollError) -> None: ...
     def release(self, job: Job) -> None: ...

@@ -17,6 +17,7 @@ from sam_poll.doors.layout import Layout, Lock, prove, recover, retry, status
 from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError, ExitCode, ShareError
+from sam_poll.images import decode
 from tests.conftest import BOX, Daemon, Share, make_pipeline, picture_bytes, wait_until
 
 
@@ -159,7 +160,44 @@ def test_a_json_and_a_prompt_file_of_one_stem_are_two_jobs(share: Share) -> None
     share.drop("dog.json", BOX)
     share.drop("dog.prompt", BOX)
     assert share.run_once().answered == 2
-    assert len(share.tree("output")) == 2
+    assert share.tree("output") == ["dog.mask.png", "dog.prompt.mask.png"]
+
+
+def test_a_picture_whose_inputs_are_deleted_stays_until_its_last_prompt_is_answered(share: Share) -> None:
+    share.layout = Layout(**share.layout.folders, delete_input=True)
+    share.drop("dog.jpg", picture_bytes())
+    names = [f"dog.{n}" for n in range(20)]
+    for name in names:
+        share.drop(f"{name}.json", BOX)
+    assert share.run_once().answered == 20
+    assert share.tree("output") == sorted(f"{name}.mask.png" for name in names)
+    assert share.tree("input") == share.tree("work") == share.tree("done") == []
+
+
+def test_prompts_claimed_with_their_picture_go_back_with_it_on_stop(share: Share) -> None:
+    gate = threading.Event()
+    share.drop("dog.jpg", picture_bytes())
+    for n in range(60):
+        share.drop(f"dog.{n}.json", BOX)
+    with Daemon(share, FakeEngine(batch=1, gate=gate), quiet_s=0.0, rescan_s=0.05) as daemon:
+        wait_until(lambda: len(share.tree("work")) > 30)
+        daemon.stop.set()
+        gate.set()
+    assert share.tree("work") == share.tree("failed") == []
+    prompts = [name for folder in ("input", "done") for name in share.tree(folder) if name.endswith(".json")]
+    assert len(prompts) == 60
+
+
+def test_a_later_prompt_means_the_newest_picture_of_its_name_in_done(share: Share) -> None:
+    for seed in (1, 2, 3):
+        share.pair("dog", seed=seed)
+        share.run_once()
+    share.drop("dog.right.json", BOX)
+    engine = FakeEngine()
+    assert share.run_once(engine).answered == 1
+    assert "dog.right~3.mask.png" in share.tree("output")
+    assert (share.layout.done / "dog~3.jpg").read_bytes() == picture_bytes(seed=3)
+    assert engine.encoded == [decode(picture_bytes(seed=3)).digest]
 
 
 def test_a_new_picture_of_an_old_name_gets_a_new_name_everywhere(share: Share) -> None:

@@ -7,7 +7,7 @@ number.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from sam_poll.errors import SamPollError, ShareError
@@ -22,7 +22,7 @@ class FilesDoor:
         self._jobs, self._output, self._on_reject = list(jobs), output, on_reject
         self.written: dict[str, list[Path]] = {}
 
-    def jobs(self, stop: threading.Event) -> Iterator[Job]:
+    def jobs(self, stop: threading.Event) -> Generator[Job, None, None]:
         """All jobs, until `stop` is set."""
         for job in self._jobs:
             if stop.is_set():

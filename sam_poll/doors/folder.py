@@ -14,8 +14,7 @@ import json
 import os
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -25,16 +24,13 @@ from loguru import logger
 
 from sam_poll import __version__, prompts
 from sam_poll.doors.layout import ERROR_ENDING, Layout, Lock, prove, recover, unusable
-from sam_poll.doors.scan import NEVER, Manners, Ready, Scanner, look, spellings
+from sam_poll.doors.scan import NEVER, Manners, Ready, Scanner, by_picture, look, spellings
 from sam_poll.doors.settle import job_id
 from sam_poll.errors import InputError, PromptError, SamPollError
 from sam_poll.fs import exists, free_suffix, move_new, shown, sync_folder, with_suffix, write_whole
 from sam_poll.types import Document, Everything, Job
 
 _STOP_S = 0.25  # how soon a set `stop` is noticed
-_RECENT = (
-    1000  # pictures whose place in done/ is remembered, for prompts of the same scan that come to their turn later
-)
 _NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
 
@@ -74,7 +70,6 @@ class FolderDoor:
         self._scanner = Scanner(layout, self.manners, self._wake)
         self._lock = threading.Lock()
         self._pictures: dict[str, _Picture] = {}
-        self._recent: OrderedDict[str, _Picture] = OrderedDict()
         self._prompts: set[str] = set()
 
     def __enter__(self) -> FolderDoor:
@@ -102,7 +97,7 @@ class FolderDoor:
         """How often `in/` has been looked through."""
         return self._scanner.scans
 
-    def jobs(self, stop: threading.Event) -> Iterator[Job]:
+    def jobs(self, stop: threading.Event) -> Generator[Job, None, None]:
         """Claimed jobs, oldest first, until `stop` is set or (`once`) nothing is left that could become a job."""
         pause = 1.0
         while not stop.is_set():
@@ -111,12 +106,15 @@ class FolderDoor:
             try:
                 ready = self._scanner.scan(started, self._at_work())
                 took = time.monotonic() - started
-                for candidate in ready:
+                for group in by_picture(ready):
                     if stop.is_set():
                         return
-                    job = self._claim(candidate)
-                    if job is not None:
-                        yield job
+                    claimed = self._claim(group)
+                    try:
+                        while claimed and not stop.is_set():
+                            yield claimed.pop(0)
+                    finally:
+                        self._put_back(claimed)
             except OSError as error:
                 logger.error("the share cannot be used ({}); the next try is in {:g} s", error, pause)
                 self._scanner.renew()
@@ -145,31 +143,53 @@ class FolderDoor:
 
     # ── claim ──
 
-    def _claim(self, ready: Ready) -> Job | None:
-        """Take a pair out of `in/`; None if it changed, vanished, or its name is still in `work/`."""
-        self._shared(ready)
-        if any(look(self.layout.input / file) != signature for file, signature in ready.signatures.items()):
-            return None
-        fault, parsed = ready.fault, None
-        if ready.prompt and not fault:
-            try:
-                parsed = self._scanner.read(ready.prompt)
-            except PromptError as error:
-                fault = error
-        if parsed and parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
-            # Its name suggests one picture, its text names another: the next scan pairs it by the text.
-            self._scanner.learn(ready.prompt or "", ready.signatures[ready.prompt or ""], parsed.image)
-            return None
-        with self._lock:  # a sibling's end must not move a shared picture meanwhile
-            claim = self._take(ready)
-        return self._job(claim, parsed, fault) if claim else None
+    def _claim(self, group: list[Ready]) -> list[Job]:
+        """Take a picture with all its ready prompts out of `in/`, so that it stays until the last of them has ended.
 
-    def _shared(self, ready: Ready) -> None:
-        """A picture that a sibling of the same scan has taken meanwhile is no longer in `in/`, but still to be had."""
-        if ready.picture in ready.signatures and look(self.layout.input / ready.picture) is None:
-            with self._lock:
-                if ready.picture in self._pictures or ready.picture in self._recent:
-                    del ready.signatures[ready.picture]
+        What changed, vanished, or has its name still in `work/` is left for a later scan.
+        """
+        jobs: list[Job] = []
+        picture: _Picture | None = None
+        for ready in group:
+            if picture and ready.picture:
+                ready.signatures.pop(ready.picture, None)  # it came with the first prompt
+            try:
+                if any(look(self.layout.input / file) != seen for file, seen in ready.signatures.items()):
+                    continue
+                parsed, fault = self._read(ready)
+                if parsed and parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
+                    # Its name suggests one picture, its text names another: the next scan pairs it by the text.
+                    self._scanner.learn(ready.prompt or "", ready.signatures[ready.prompt or ""], parsed.image)
+                    continue
+                with self._lock:  # a sibling's end must not move a shared picture meanwhile
+                    claim = self._take(ready)
+            except FileNotFoundError:
+                continue  # taken away in this very moment
+            except OSError as error:
+                if not jobs:
+                    raise
+                logger.error("{} cannot be claimed: {}", shown(ready.prompt), error)
+                break
+            if claim:
+                picture = claim.picture
+                jobs.append(self._job(claim, parsed, fault))
+        return jobs
+
+    def _read(self, ready: Ready) -> tuple[prompts.PromptFile | None, SamPollError | None]:
+        if ready.fault or not ready.prompt:
+            return None, ready.fault
+        try:
+            return self._scanner.read(ready.prompt), None
+        except PromptError as error:
+            return None, error
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        """Release what was claimed with its siblings and not handed out any more."""
+        for job in jobs:
+            try:
+                self.release(job)
+            except OSError as error:
+                logger.warning("job {} stays in work/ until the next start: {}", shown(job.id), error)
 
     def _take(self, ready: Ready) -> _Claim | None:
         """The renames. None: a file of this name is still at work, or the shared picture has just gone."""
@@ -181,12 +201,10 @@ class FolderDoor:
                 return None
             picture = self._pull(ready.picture)
         elif ready.picture and not picture:
-            recent = self._recent.get(ready.picture)
-            suffix = recent.suffix if recent else ""
-            place = with_suffix(self.layout.done / ready.picture, suffix)
-            picture = _Picture(place, ready.picture, suffix, stays=True)
-            if not look(picture.path):
+            place = with_suffix(self.layout.done / ready.picture, ready.suffix)
+            if not look(place):
                 return None
+            picture = _Picture(place, ready.picture, ready.suffix, stays=True)
         if ready.prompt:
             try:
                 move_new(self.layout.input / ready.prompt, self.layout.work / ready.prompt)
@@ -294,10 +312,6 @@ class FolderDoor:
             name = self._move(picture.path, with_suffix(home / picture.rel, suffix))
             if home == target:
                 claim.moved.append(name)
-            if home == self.layout.done:
-                self._recent[picture.rel] = picture
-                if len(self._recent) > _RECENT:
-                    self._recent.popitem(last=False)
         picture.users -= 1
         if not picture.users:
             del self._pictures[picture.rel]

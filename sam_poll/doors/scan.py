@@ -8,19 +8,21 @@ and again only when the file changes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sam_poll import prompts
 from sam_poll.doors.layout import Layout, walk
-from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary
+from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary, stems
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
+from sam_poll.fs import with_suffix
 from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
@@ -39,18 +41,19 @@ class Manners:
     pair_timeout_s: float | None = None
     lone_s: float = LONE_S
     parse: Callable[[bytes], prompts.PromptFile] = prompts.parse
-    prompt_bytes: int = 16 << 20
+    prompt_bytes: int = prompts.MAX_BYTES
 
 
 @dataclass(slots=True)
 class Ready:
     """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere (at work
-    for a sibling, or in `done/`). `fault`: claim it only to reject it."""
+    for a sibling, or in `done/` under its name with `suffix`). `fault`: claim it only to reject it."""
 
     prompt: str | None
     picture: str | None
     signatures: dict[str, Signature]
     fault: SamPollError | None = None
+    suffix: str = ""
 
     @property
     def age(self) -> tuple[int, str]:
@@ -186,6 +189,7 @@ class Scanner:
         if self._over(0.0 if self._manners.once else self._manners.lone_s, waited, now):
             ready.picture = self._find_done(prompt, image)
             if ready.picture:
+                ready.suffix = self._newest(ready.picture)
                 return ready
         limit = self._manners.pair_timeout_s
         if limit is not None and self._over(limit, waited, now):
@@ -226,13 +230,28 @@ class Scanner:
 
     def _find_done(self, prompt: str, image: str | None) -> str | None:
         """The picture in `done/` that a lone prompt means, as a path below it."""
-        folder, stem = os.path.dirname(prompt), os.path.splitext(os.path.basename(prompt))[0]
-        names = [image] if image else [stem, *spellings(stem)]
+        folder = os.path.dirname(prompt)
+        names = [image] if image else [name for stem in stems(prompt) for name in (stem, *spellings(stem))]
         for name in names:
             path = os.path.join(folder, name)
             if self._layout.is_picture(name) and look(self._layout.done / path):
                 return path
         return None
+
+    def _newest(self, picture: str) -> str:
+        """The suffix of the last picture of this name in `done/`: the one a prompt without picture means."""
+        numbers = itertools.takewhile(
+            lambda n: look(with_suffix(self._layout.done / picture, f"~{n}")), itertools.count(2)
+        )
+        return max((f"~{n}" for n in numbers), key=lambda suffix: int(suffix[1:]), default="")
+
+
+def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:
+    """Candidates that share a picture together, in the order of the first of each."""
+    groups: dict[str, list[Ready]] = {}
+    for candidate in ready:
+        groups.setdefault(candidate.picture or f"\0{candidate.prompt}", []).append(candidate)
+    return list(groups.values())
 
 
 def look(path: Path) -> Signature | None:

@@ -11,7 +11,7 @@ The picture's end marker, checked when it is decoded, catches most of these.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -129,27 +129,24 @@ class Index:
         `dog.jpg.json` is for `dog.jpg`; `dog.json` for the picture with stem `dog`; `dog.left.json` for `dog` too,
         if no picture is called `dog.left`.
         """
-        folder, name = _split(prompt)
-        stem = _stem(name)
-        if _join(folder, stem) in self._paths:
-            return _join(folder, stem)
-        while stem:
+        folder, _ = _split(prompt)
+        for stem in stems(prompt):
+            if _join(folder, stem) in self._paths:
+                return _join(folder, stem)
             found = self._by_stem.get((folder, stem), [])
             if len(found) == 1:
                 return found[0]
             if found:
                 return Ambiguous(tuple(sorted(found)))
-            if _join(folder, stem) in self._paths:  # dog.jpg.left.json
-                return _join(folder, stem)
-            stem, dot, _ = stem.rpartition(".")
-            if not dot:
-                break
         return None
 
-    def same_stem(self, picture: str) -> list[str]:
-        """The pictures beside this one that differ from it in the ending only, itself included."""
-        folder, name = _split(picture)
-        return self._by_stem.get((folder, _stem(name)), [])
+
+def stems(prompt: str) -> Iterator[str]:
+    """What a prompt's picture may be called, with or without ending, most exact first: `dog.left`, then `dog`."""
+    stem = _stem(_split(prompt)[1])
+    while stem:
+        yield stem
+        stem = stem.rpartition(".")[0]
 
 
 def job_id(prompt: str, picture: str, *, shares_stem: bool, twin: bool) -> str:
