@@ -214,7 +214,7 @@ def contours(mask: Mask, *, tolerance_px: float = 1.0, min_area_px: float = 16) 
         for outer, inner in _borders(mask.pixels)
         if _filled_area(outer) >= min_area_px
     ]
-    parts.sort(key=lambda part: (-part.area, part.box.y0, part.box.x0, part.points.tolist()))
+    parts.sort(key=lambda part: (-part.area, part.box.y0, part.box.x0))  # stable, and OpenCV finds in a fixed order
     return parts
 
 
@@ -258,7 +258,7 @@ def _hole_area(inner: Chain) -> int:
 def _contour(outer: Chain, inner: list[Chain], corner: tuple[int, int], tolerance: float, min_area: float) -> Contour:
     area = _filled_area(outer) - sum(_hole_area(chain) for chain in inner)
     kept = sorted(
-        (chain for chain in inner if _hole_area(chain) >= min_area), key=lambda c: (-_hole_area(c), c.tolist())
+        (chain for chain in inner if _hole_area(chain) >= min_area), key=lambda c: (-_hole_area(c), cv2.boundingRect(c))
     )
     polygons = _kept_true([outer, *kept], tolerance)
     x, y, width, height = cv2.boundingRect(outer)
