@@ -14,7 +14,8 @@ import pytest
 
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.layout import Layout, Lock, prove, recover, retry, status
-from sam_poll.doors.scan import Manners
+from sam_poll.doors.scan import Manners, Scanner
+from sam_poll.doors.settle import Hint
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError, ExitCode, ShareError
 from sam_poll.images import decode
@@ -286,6 +287,24 @@ def test_a_pair_renamed_into_place_is_claimed_long_before_the_next_scan(share: S
         share.move_in("dog.json", BOX)
         # quiet_s is 2 s and the next scan a minute away: only the rename's own event can be this fast.
         wait_until(lambda: daemon.pipeline.stats.now().answered == 1, timeout=1.9)
+
+
+def test_a_file_that_comes_while_the_folder_is_listed_keeps_its_hint(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanner = Scanner(share.layout, Manners(events=False), threading.Event())
+    listing = scanner._list
+
+    def and_then_it_comes(now: float) -> tuple[set[str], set[str]]:
+        listed = listing(now)
+        for path in (share.move_in("dog.jpg", picture_bytes()), share.move_in("dog.json", BOX)):
+            scanner._hints.append((path, Hint.RENAMED, now))
+        return listed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanner, "_list", and_then_it_comes)
+        assert scanner.scan(100.0, []) == []
+    assert [ready.prompt for ready in scanner.scan(100.1, [])] == ["dog.json"]
 
 
 def test_subfolders_made_later_are_watched_too(share: Share) -> None:

@@ -96,8 +96,10 @@ class Scanner:
         self.due = NEVER
         if self._manners.events and not self._folders:
             self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
-        pictures, waiting = self._list(now)
+        # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
+        # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
         self._take_hints()
+        pictures, waiting = self._list(now)
         index = Index({*pictures, *at_work})
         seen = pictures | waiting
         self.waiting = len(seen)
