@@ -99,6 +99,16 @@ class PictureError(InputError):
     code = "picture"
 
 
+class UnfinishedError(PictureError):
+    """The picture is not all there, or not (yet) the file its prompt names: it may still be on its way."""
+
+
+class PoisonError(InputError):
+    """The job has ended its process more often than may be."""
+
+    code = "poison"
+
+
 class TooLargeError(InputError):
     """The job does not fit into the device's memory even on the last step of the ladder."""
 

@@ -29,6 +29,22 @@ class Snapshot:
     last: str
 
 
+class Pulse:
+    """A loop's sign of life: it beats on every turn, and whoever watches looks at the age of the last beat."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """The loop has moved."""
+        self._last = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it moved last."""
+        return time.monotonic() - self._last
+
+
 class Stats:
     """Thread-safe counters."""
 

@@ -178,7 +178,8 @@ class Job:
     """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
     `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`. `fault` is set when
     the door already knows that the job must be rejected (a prompt that cannot be understood). `sha256` (lower case hex)
-    and `nbytes` are what the picture's file must be, where the prompt says so."""
+    and `nbytes` are what the picture's file must be, where the prompt says so. `attempt` counts the runs that this one
+    is the latest of: above 1, an earlier one ended its process, and the job is run alone."""
 
     id: str
     name: str
@@ -188,6 +189,8 @@ class Job:
     fault: SamPollError | None = None
     sha256: str | None = None
     nbytes: int | None = None
+    generation: int = 1
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,18 +222,21 @@ class Document:
 
 
 class Door(Protocol):
-    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, from any thread.
+    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, `defer`, from any thread.
 
     `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
     Closing it gives back what it has claimed and not handed out.
     `deliver` and `reject` raise OSError when the surroundings are sick; the caller tries again or releases.
     `release` gives the job back, as if it had not been claimed.
+    `defer` gives it back because its picture is not complete, or not the one meant; the door offers it again when the
+    picture has changed, and rejects it with `error` when it has not for a while.
     """
 
     def jobs(self, stop: Event) -> Generator[Job, None, None]: ...
     def deliver(self, job: Job, documents: Sequence[Document]) -> None: ...
     def reject(self, job: Job, error: SamPollError) -> None: ...
     def release(self, job: Job) -> None: ...
+    def defer(self, job: Job, error: SamPollError) -> None: ...
 
 
 class Engine(Protocol):

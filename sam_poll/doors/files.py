@@ -49,3 +49,7 @@ class FilesDoor:
 
     def release(self, job: Job) -> None:
         """Nothing to put back."""
+
+    def defer(self, job: Job, error: SamPollError) -> None:
+        """Nobody is going to change the picture meanwhile."""
+        self.reject(job, error)

@@ -42,6 +42,9 @@ class Manners:
     lone_s: float = LONE_S
     parse: Callable[[bytes], prompts.PromptFile] = prompts.parse
     prompt_bytes: int = prompts.MAX_BYTES
+    lease_s: float = 60.0
+    attempts: int = 3
+    sentinel: Path | None = None
 
 
 @dataclass(slots=True)
