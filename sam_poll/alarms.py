@@ -1,7 +1,8 @@
 """What keeps the daemon from working right now, for the log, `status` and the metrics.
 
 An alarm is not a job's fault: the share is away, the disk is full, a loop has stopped moving. It is raised when the
-trouble is met, again and again, and cleared when the same thing has worked; the log hears of the change, not of each try.
+trouble is met, again and again, and cleared when the same thing has worked; the log hears of the change, not of each
+try.
 
 What can still go wrong here: who raises an alarm must also be who clears it; a kind that nobody tries again stays.
 """
@@ -19,7 +20,7 @@ _REMIND_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """`kind` names who clears it: `share`, `read`, `output`, `lease`, `stuck`. `since` is wall-clock time, for people."""
+    """`kind` says who clears it: `share`, `read`, `output`, `lease`, `stuck`. `since` is wall-clock time."""
 
     kind: str
     message: str

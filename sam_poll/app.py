@@ -31,7 +31,7 @@ from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ExitCode, SettingsError
 from sam_poll.pipeline import Pipeline, Sizes
-from sam_poll.settings import Settings
+from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
 
 _LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
@@ -65,6 +65,9 @@ def manners_of(settings: Settings, *, once: bool) -> Manners:
         pair_timeout_s=settings.pair_timeout_s,
         parse=partial(prompts.parse, max_bytes=settings.limits.prompt_bytes, max_prompts=settings.limits.prompts),
         prompt_bytes=settings.limits.prompt_bytes,
+        lease_s=settings.lease_s,
+        attempts=settings.attempts,
+        sentinel=settings.sentinel and absolute(settings.sentinel),
     )
 
 

@@ -16,88 +16,42 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sam_poll import formats, prompts
+from sam_poll import prompts
 from sam_poll.complaints import Complaint, Loc, complaints, nearest, place, quoted, refuse
 from sam_poll.errors import SettingsError
+from sam_poll.setting_kinds import (
+    Address,
+    Auto,
+    Count,
+    Device,
+    File,
+    Folder,
+    FormatName,
+    Name,
+    NotNegative,
+    Positive,
+    Threads,
+    once_each,
+)
 from sam_poll.yaml_lines import NotYaml, read_yaml, scalar
 
 PREFIX = "SAM_POLL_"
 NOT_SETTINGS = ("SAM_POLL_CACHE", "SAM_POLL_CONFIG")  # the model cache (read by the catalogue); the path of config.yaml
 MAX_FILE_BYTES = 1024 * 1024
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Kubernetes gives every container these for a service named sam-poll; they are not meant for us.
 _KUBERNETES = re.compile(r"SAM_POLL_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 # A stronger source that sets the first drops the second of a weaker one: they answer the same question.
 _BELONGS = (("model", "model_cfg"), ("device", "devices"), ("devices", "device"))
 
 
-# ── kinds of values ──
-
-
-def _expand(path: Path) -> Path:
-    text = str(path)
-    if _CONTROL.search(text):
-        raise refuse("holds control characters")
-    if re.search(r"\$\{?[A-Za-z_]", text):
-        raise refuse(f"{quoted(text)} holds a variable, which nobody replaces here", "write the path out; ~ is fine")
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise refuse(f"{quoted(text)} names a home folder that is not known", "write the path out") from None
-
-
-def _filled(value: object) -> object:
-    if isinstance(value, str) and not value.strip():
-        raise refuse("is blank")
-    return value
-
-
-def _name_or_path(text: str) -> str:
-    return str(_expand(Path(text))) if text.startswith("~") or _CONTROL.search(text) else text
-
-
-def _device(text: str) -> str:
-    if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text) is None:
-        raise refuse(f"not a device: {quoted(text)}", "auto, cpu, mps, cuda or cuda:0 (the card's number)")
-    return text
-
-
-def _format(text: str) -> str:
-    known = formats.names()
-    if text not in known:
-        guess = nearest(text, known)
-        raise refuse(
-            f"there is no format {quoted(text)}",
-            f"did you mean {guess}?" if guess else f"there are: {', '.join(known)}",
-        )
-    return text
-
-
-def _once_each(values: tuple[str, ...]) -> tuple[str, ...]:
-    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
-    if twice is not None:
-        raise refuse(f"names {twice} twice", "keep one of them")
-    return values
-
-
-Auto: TypeAlias = Literal["auto"]
-Folder: TypeAlias = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(_expand)]
-Name: TypeAlias = Annotated[str, BeforeValidator(_filled), AfterValidator(_name_or_path)]
-Device: TypeAlias = Annotated[str, AfterValidator(_device)]
-FormatName: TypeAlias = Annotated[str, AfterValidator(_format)]
-Positive: TypeAlias = Annotated[float, Field(gt=0)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-Threads: TypeAlias = Annotated[int, Field(ge=1, le=256)]
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links: a share goes by the name it was given
+def absolute(path: Path) -> Path:
+    """Relative paths count from the current directory; links are not followed: a share goes by the name given."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
 
 
 # ── what there is to set ──
@@ -162,6 +116,16 @@ class Pipeline(_Group):
     )
 
 
+class Health(_Group):
+    """How others see whether the daemon works."""
+
+    file: File | None = Field(default=None, description="file touched while the daemon works; null: none")
+    metrics: Address | None = Field(
+        default=None, description="where Prometheus may ask, a port alone is on 127.0.0.1; null: nowhere"
+    )
+    stuck_s: Positive = Field(default=300.0, description="seconds after which a loop that does not move is stuck")
+
+
 @dataclass(frozen=True, slots=True)
 class Folders:
     """The five folders of a share, absolute."""
@@ -186,13 +150,13 @@ class Settings(_Group):
     )
     model_cfg: Name | None = Field(default=None, description="the model's yaml, where the name does not tell it")
     device: Device = Field(default="auto", description="device that runs the network")
-    devices: Annotated[tuple[Device, ...], Field(strict=False), AfterValidator(_once_each)] = Field(
+    devices: Annotated[tuple[Device, ...], Field(strict=False), AfterValidator(once_each)] = Field(
         default=(), description="several devices, instead of `device`"
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="the network's numbers"
     )
-    formats: Annotated[tuple[FormatName, ...], Field(strict=False, min_length=1), AfterValidator(_once_each)] = Field(
+    formats: Annotated[tuple[FormatName, ...], Field(strict=False, min_length=1), AfterValidator(once_each)] = Field(
         default=("mask", "opex"), description="output formats"
     )
     mask: Literal["instances", "per-object"] = Field(
@@ -204,12 +168,20 @@ class Settings(_Group):
     pair_timeout_s: NotNegative | None = Field(
         default=None, description="seconds until a prompt counts as missing; null: never"
     )
+    lease_s: Annotated[float, Field(ge=2)] = Field(
+        default=60.0, description="seconds without a sign of life after which another daemon takes a job over"
+    )
+    attempts: Count = Field(default=3, description="runs of a job that may end the process before it is rejected")
+    sentinel: File | None = Field(
+        default=None, description="file that must be there for the share to count as mounted; null: none"
+    )
     watch: Watch = Watch()
     memory: Memory = Memory()
     contours: Contours = Contours()
     overlay: Overlay = Overlay()
     limits: Limits = Limits()
     pipeline: Pipeline = Pipeline()
+    health: Health = Health()
     load_timeout_s: Positive = Field(default=300.0, description="seconds that loading the model may take")
     log: Literal["auto", "text", "json"] = Field(default="auto", description="form of the log")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
@@ -225,14 +197,14 @@ class Settings(_Group):
     @property
     def folders(self) -> Folders:
         """The five folders, absolute (relative ones count from the current directory), siblings of input by default."""
-        base = _absolute(self.input)
+        base = absolute(self.input)
         beside = base.parent
         return Folders(
             input=base,
-            output=_absolute(self.output or beside / "out"),
-            work=_absolute(self.work or beside / "work"),
-            done=_absolute(self.done or beside / "done"),
-            failed=_absolute(self.failed or beside / "failed"),
+            output=absolute(self.output or beside / "out"),
+            work=absolute(self.work or beside / "work"),
+            done=absolute(self.done or beside / "done"),
+            failed=absolute(self.failed or beside / "failed"),
         )
 
 

@@ -56,3 +56,12 @@ def test_names_in_cvat_are_relative_to_what_holds_input_and_done(tmp_path: Path)
     assert layout.share_name(layout.done / "cam1" / "dog.jpg") == "done/cam1/dog.jpg"
     elsewhere = app.layout_of(made(tmp_path, done=tmp_path / "tree" / "answered"))
     assert elsewhere.share_name(elsewhere.done / "dog.jpg") == "tree/answered/dog.jpg"
+
+
+def test_the_folder_door_is_told_how_long_a_lease_is_and_what_proves_the_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manners = app.manners_of(made(tmp_path, lease_s=7, attempts=5, sentinel="here"), once=False)
+    assert (manners.lease_s, manners.attempts, manners.sentinel) == (7.0, 5, tmp_path / "here")
+    assert app.manners_of(made(tmp_path), once=False).sentinel is None

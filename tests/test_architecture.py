@@ -15,9 +15,17 @@ PACKAGE = Path(__file__).parent.parent / "sam_poll"
 LEVELS = [
     {"sam_poll", "sam_poll.errors"},
     {"sam_poll.types", "sam_poll.fs", "sam_poll.complaints"},
-    {"sam_poll.yaml_lines", "sam_poll.prompt_forms", "sam_poll.geometry", "sam_poll.images", "sam_poll.stats", "sam_poll.alarms"},
+    {
+        "sam_poll.yaml_lines",
+        "sam_poll.prompt_forms",
+        "sam_poll.geometry",
+        "sam_poll.images",
+        "sam_poll.stats",
+        "sam_poll.alarms",
+    },
     {"sam_poll.prompts"},
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
+    {"sam_poll.setting_kinds"},
     {"sam_poll.settings", "sam_poll.console"},
     {"sam_poll.oneoff", "sam_poll.app"},
     {"sam_poll.cli"},

@@ -220,6 +220,21 @@ def test_device_and_devices_in_one_source_are_refused(config: Any) -> None:
         ("formats: [mask, mask]", 1, "formats", "names mask twice"),
         ("device: gpu", 1, "device", "not a device"),
         ("devices: [cuda:0, tpu]", 1, "devices[1]", "not a device"),
+        ("lease_s: 1.5", 1, "lease_s", "must be at least 2"),
+        ("lease_s:", 1, "lease_s", "not a number: it is null"),
+        ("attempts: 0", 1, "attempts", "must be at least 1"),
+        ("attempts: 2.5", 1, "attempts", "not a whole number: it is 2.5"),
+        ("sentinel: ''", 1, "sentinel", "is blank"),
+        ("sentinel: $SHARE/here", 1, "sentinel", "holds a variable"),
+        ("health:\n  stuck_s: 0", 2, "health.stuck_s", "must be more than 0"),
+        ("health:\n  file: [x]", 2, "health.file", "not a path: it is a list"),
+        ("health: {metrics: soon}", 1, "health.metrics", 'not an address: "soon" (127.0.0.1:9464 (host:port), or'),
+        ("health: {metrics: 0}", 1, "health.metrics", "not an address"),
+        ("health: {metrics: 65536}", 1, "health.metrics", "not an address"),
+        ("health: {metrics: 'a b:80'}", 1, "health.metrics", "not an address"),
+        ("health: {metrics: true}", 1, "health.metrics", "not a text: it is true"),
+        ("health: {metrics: 1.5}", 1, "health.metrics", "not a text: it is 1.5"),
+        ("metrics: 9464", 1, "metrics", "unknown key here (did you mean health.metrics?)"),
         ("input: 5", 1, "input", "not a path: it is 5"),
         ("input: ''", 1, "input", "is blank"),
         ("output: $HOME/out", 1, "output", "holds a variable"),
@@ -333,11 +348,32 @@ def test_a_wrong_flag_is_named() -> None:
 
 
 def test_a_variable_that_is_not_unicode_is_a_path_or_refused() -> None:
-    names = {"input", "output", "work", "done", "failed", "model", "model_cfg"}
+    names = {"input", "output", "work", "done", "failed", "model", "model_cfg", "sentinel", "health.file"}
     made = load(None, env={env_name(key): f"/a/{key}\udcff" for key in names})
     assert made.folders.output == Path("/a/output\udcff")
     for key in keys().keys() - names:
         refusal(None, env={env_name(key): "\udcff"})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9464", "127.0.0.1:9464"),
+        ("'9464'", "127.0.0.1:9464"),
+        ("0.0.0.0:80", "0.0.0.0:80"),
+        ("localhost:09464", "localhost:9464"),
+        ("'[::1]:9464'", "[::1]:9464"),
+        ("null", None),
+    ],
+)
+def test_a_bare_port_is_one_of_this_machine_only(config: Any, text: str, address: str | None) -> None:
+    assert load(config(f"health: {{metrics: {text}}}"), env={}).health.metrics == address
+    variable = "" if address is None else text.strip("'")
+    assert load(None, env={"SAM_POLL_HEALTH__METRICS": variable}).health.metrics == address
+
+
+def test_no_port_is_opened_and_no_file_touched_unless_asked() -> None:
+    assert (Settings().health.metrics, Settings().health.file, Settings().sentinel) == (None, None, None)
 
 
 # ── folders ──

@@ -1,0 +1,92 @@
+"""The kinds of values that settings have: what each accepts, and what is said where it is something else.
+
+Each check raises `complaints.refuse`, whose reason and remedy travel through pydantic unchanged.
+
+What can still go wrong here: a value is checked for itself; whether a path leads anywhere, or a port is free, shows
+when it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from sam_poll import formats
+from sam_poll.complaints import nearest, quoted, refuse
+
+LOOPBACK = "127.0.0.1"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):)?([0-9]{1,5})")
+
+
+def _expand(path: Path) -> Path:
+    text = str(path)
+    if _CONTROL.search(text):
+        raise refuse("holds control characters")
+    if re.search(r"\$\{?[A-Za-z_]", text):
+        raise refuse(f"{quoted(text)} holds a variable, which nobody replaces here", "write the path out; ~ is fine")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise refuse(f"{quoted(text)} names a home folder that is not known", "write the path out") from None
+
+
+def _filled(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise refuse("is blank")
+    return value
+
+
+def _name_or_path(text: str) -> str:
+    return str(_expand(Path(text))) if text.startswith("~") or _CONTROL.search(text) else text
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text) is None:
+        raise refuse(f"not a device: {quoted(text)}", "auto, cpu, mps, cuda or cuda:0 (the card's number)")
+    return text
+
+
+def _format(text: str) -> str:
+    known = formats.names()
+    if text not in known:
+        guess = nearest(text, known)
+        raise refuse(
+            f"there is no format {quoted(text)}",
+            f"did you mean {guess}?" if guess else f"there are: {', '.join(known)}",
+        )
+    return text
+
+
+def _bare_port(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _address(text: str) -> str:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        raise refuse(f"not an address: {quoted(text)}", "127.0.0.1:9464 (host:port), or the port alone")
+    return f"{found[1] or LOOPBACK}:{int(found[2])}"
+
+
+def once_each(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        raise refuse(f"names {twice} twice", "keep one of them")
+    return values
+
+
+Auto: TypeAlias = Literal["auto"]
+Folder: TypeAlias = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(_expand)]
+File: TypeAlias = Folder
+Name: TypeAlias = Annotated[str, BeforeValidator(_filled), AfterValidator(_name_or_path)]
+Device: TypeAlias = Annotated[str, AfterValidator(_device)]
+FormatName: TypeAlias = Annotated[str, AfterValidator(_format)]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Threads: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+Address: TypeAlias = Annotated[str, BeforeValidator(_bare_port), AfterValidator(_address)]  # normalised to host:port
