@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 from loguru import logger
 
+KINDS = ("share", "read", "output", "lease", "stuck")
 _REMIND_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """`kind` says who clears it: `share`, `read`, `output`, `lease`, `stuck`. `since` is wall-clock time."""
+    """`kind`, one of `KINDS`, says who clears it. `since` is wall-clock time."""
 
     kind: str
     message: str

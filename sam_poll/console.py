@@ -6,9 +6,10 @@ What can still go wrong here: a terminal that lies about being one gets control 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sam_poll.alarms import Alarm
+from sam_poll.fs import shown
 from sam_poll.stats import Snapshot
 
 _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <8} {message}"
@@ -48,13 +51,18 @@ def _write_json(message: Any) -> None:
     line: dict[str, Any] = {
         "time": record["time"].isoformat(timespec="milliseconds"),
         "level": record["level"].name,
-        "message": record["message"],
-        **record["extra"],
+        "message": _one_line(record["message"]),
+        **{_one_line(key): _one_line(value) for key, value in record["extra"].items()},
     }
     if record["exception"]:
-        line["exception"] = repr(record["exception"].value)
+        line["exception"] = _one_line(repr(record["exception"].value))
     sys.stderr.write(json.dumps(line, default=str) + "\n")
     sys.stderr.flush()
+
+
+def _one_line(value: Any) -> Any:
+    """Numbers stay numbers; texts lose what a terminal acts upon and what JSON's readers refuse (lone surrogates)."""
+    return value if value is None or isinstance(value, (bool, int, float)) else shown(value)
 
 
 def wants_live(log: str) -> bool:
@@ -63,10 +71,17 @@ def wants_live(log: str) -> bool:
 
 
 class Progress:
-    """The live display of a running daemon: one line of counts, one of where the time goes."""
+    """The live display of a running daemon: one line of counts, one of where the time goes, one for each alarm."""
 
-    def __init__(self, title: str, now: Callable[[], Snapshot], waiting: Callable[[], int], console: Console) -> None:
-        self._title, self._now, self._waiting = title, now, waiting
+    def __init__(
+        self,
+        title: str,
+        now: Callable[[], Snapshot],
+        waiting: Callable[[], int],
+        console: Console,
+        alarms: Callable[[], Sequence[Alarm]] = tuple,
+    ) -> None:
+        self._title, self._now, self._waiting, self._alarms = title, now, waiting, alarms
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Progress:
@@ -79,11 +94,11 @@ class Progress:
         self._live.__exit__(kind, value, trace)
 
     def _render(self) -> Group:
-        return render_progress(self._title, self._now(), self._waiting())
+        return render_progress(self._title, self._now(), self._waiting(), self._alarms())
 
 
-def render_progress(title: str, now: Snapshot, waiting: int) -> Group:
-    """Two lines: counts, and mean milliseconds by stage."""
+def render_progress(title: str, now: Snapshot, waiting: int, alarms: Sequence[Alarm] = ()) -> Group:
+    """Two lines: counts, and mean milliseconds by stage; a red one for each alarm."""
     counts = Text.assemble(
         ("● ", "green" if now.at_work else "dim"),
         (title, "bold"),
@@ -101,7 +116,7 @@ def render_progress(title: str, now: Snapshot, waiting: int) -> Group:
     )
     stages = " · ".join(f"{name} {ms:.0f}" for name, ms in now.stage_ms.items() if name != "total")
     second = Text(f"  {stages} ms a job" if stages else "  waiting for the first job", style="dim")
-    return Group(counts, second)
+    return Group(counts, second, *(Text(f"  {alarm_line(alarm)}", style="bold red") for alarm in alarms))
 
 
 @contextmanager
@@ -111,10 +126,16 @@ def no_display() -> Iterator[None]:
 
 
 class Heartbeat:
-    """In a pipe or container: one log line a minute while jobs come, so that a quiet log means a quiet share."""
+    """In a pipe or container: one log line a minute while jobs come or an alarm lasts: a quiet log is a quiet share."""
 
-    def __init__(self, now: Callable[[], Snapshot], waiting: Callable[[], int], every_s: float = 60.0) -> None:
-        self._now, self._waiting, self._every_s = now, waiting, every_s
+    def __init__(
+        self,
+        now: Callable[[], Snapshot],
+        waiting: Callable[[], int],
+        alarms: Callable[[], Sequence[Alarm]] = tuple,
+        every_s: float = 60.0,
+    ) -> None:
+        self._now, self._waiting, self._alarms, self._every_s = now, waiting, alarms, every_s
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -129,10 +150,10 @@ class Heartbeat:
     def _run(self) -> None:
         before = (0, 0)
         while not self._end.wait(self._every_s):
-            now = self._now()
-            if (now.answered, now.rejected) != before or now.at_work:
+            now, alarms = self._now(), self._alarms()
+            if (now.answered, now.rejected) != before or now.at_work or alarms:
                 before = (now.answered, now.rejected)
-                logger.info(summary(now) + f", {self._waiting()} files waiting")
+                logger.log("WARNING" if alarms else "INFO", "{}", status_line(now, self._waiting(), alarms))
 
 
 def summary(now: Snapshot) -> str:
@@ -142,6 +163,46 @@ def summary(now: Snapshot) -> str:
     rate = now.answered / now.elapsed_s if now.elapsed_s else 0.0
     done = f"{count(now.answered, 'job')} answered ({count(now.objects, 'object')})"
     return f"{done}{rejected}, {rate:.1f} jobs/s"
+
+
+def status_line(now: Snapshot, waiting: int, alarms: Sequence[Alarm] = ()) -> str:
+    """The summary with what waits and what is wrong, as the log and systemd have it."""
+    return "; ".join([f"{summary(now)}, {count(waiting, 'file')} waiting", *map(alarm_line, alarms)])
+
+
+def alarm_line(alarm: Alarm) -> str:
+    """`alarm (share) for 12 s: the folder is not there`."""
+    return f"alarm ({alarm.kind}) for {alarm.seconds:.0f} s: {shown(alarm.message)}"
+
+
+def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Daemons for a table: worker, host, pid, model, device, sign of life, alarms.
+
+    Each said so itself in a file on the share, where anybody may write: nothing in it is taken for granted.
+    """
+    rows = []
+    for worker in workers:
+        named = [shown(worker.get(key, "?")) for key in ("worker", "host", "pid")]
+        loaded = [shown(worker[key]) if worker.get(key) else "loading" for key in ("model", "device")]
+        beat = worker.get("beat_s")
+        ago = f"{beat:.0f} s ago" if isinstance(beat, (int, float)) else "?"
+        alarms = ", ".join(shown(alarm["kind"]) for alarm in alarms_of(worker))
+        rows.append([*named, *loaded, ago if worker.get("alive") else f"dead, {ago}", alarms])
+    return rows
+
+
+def alarms_of(worker: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A daemon's alarms, as far as they make sense: `{"kind": …, "message": …, "seconds": …}`."""
+    told = worker.get("alarms")
+    return [
+        {"kind": str(a["kind"]), "message": str(a.get("message", "")), "seconds": _number(a.get("seconds"))}
+        for a in (told if isinstance(told, list) else [])
+        if isinstance(a, dict) and "kind" in a
+    ]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
 def count(number: int, word: str) -> str:

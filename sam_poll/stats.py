@@ -1,4 +1,5 @@
-"""Counts and timings of a run: what the progress display, the log's last line and `--once`'s exit code read.
+"""Counts and timings of a run: what the progress display, the log's last line, `--once`'s exit code, the metrics and
+`status` read.
 
 What can still go wrong here: nothing waits on these numbers; they are of this process only, and start at zero with it.
 """
@@ -7,16 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _RECENT_S = 30.0
+# Upper bounds of the duration histogram, seconds: from a small network on a GPU to a large one on one core.
+BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The numbers at one moment. `rate` is answered jobs/s over the last 30 s; `stage_ms` are means over all jobs."""
+    """The numbers at one moment. `rate` is answered jobs/s over the last 30 s; `stage_ms` are means over all jobs.
+
+    `reasons` and `released` count by the error's code ("" where a job went back without one). `durations` are answered
+    jobs by `BUCKETS_S`, each bucket for itself, with one more for what took longer; `duration_s` is their sum.
+    """
 
     answered: int
     rejected: int
@@ -27,6 +35,9 @@ class Snapshot:
     elapsed_s: float
     stage_ms: dict[str, float]
     last: str
+    released: dict[str, int] = field(default_factory=dict)
+    durations: tuple[int, ...] = (0,) * (len(BUCKETS_S) + 1)
+    duration_s: float = 0.0
 
 
 class Pulse:
@@ -53,6 +64,9 @@ class Stats:
         self._started = time.monotonic()
         self._answered = self._rejected = self._objects = self._at_work = 0
         self._reasons: Counter[str] = Counter()
+        self._released: Counter[str] = Counter()
+        self._durations = [0] * (len(BUCKETS_S) + 1)
+        self._duration_s = 0.0
         self._stages: dict[str, float] = {}
         self._recent: deque[float] = deque(maxlen=10_000)
         self._last = ""
@@ -63,8 +77,11 @@ class Stats:
             self._at_work += 1
 
     def answered(self, job_id: str, objects: int, timings: Mapping[str, float]) -> None:
-        """A job's answer is delivered; `timings` are milliseconds by stage."""
+        """A job's answer is delivered; `timings` are milliseconds by stage, `total` among them."""
+        seconds = timings.get("total", 0.0) / 1000
         with self._lock:
+            self._durations[bisect_left(BUCKETS_S, seconds)] += 1
+            self._duration_s += seconds
             self._at_work -= 1
             self._answered += 1
             self._objects += objects
@@ -81,10 +98,11 @@ class Stats:
             self._reasons[code] += 1
             self._last = job_id
 
-    def released(self) -> None:
-        """A job went back unanswered."""
+    def released(self, code: str = "") -> None:
+        """A job went back unanswered; `code` is that of the error it went back for, if there is one."""
         with self._lock:
             self._at_work -= 1
+            self._released[code] += 1
 
     def now(self) -> Snapshot:
         """All numbers, consistent with each other."""
@@ -103,4 +121,7 @@ class Stats:
                 elapsed_s=elapsed,
                 stage_ms={k: v / max(1, self._answered) for k, v in self._stages.items()},
                 last=self._last,
+                released=dict(self._released),
+                durations=tuple(self._durations),
+                duration_s=self._duration_s,
             )

@@ -231,6 +231,18 @@ def test_a_device_fault_ends_the_process_and_is_not_tried_again(fake: FakeEngine
     assert fake.calls["encode"] == 1
 
 
+def test_every_time_memory_is_not_enough_is_counted_and_nothing_else(
+    fake: FakeEngine, adaptive: AdaptiveEngine
+) -> None:
+    assert adaptive.ooms == 0
+    fake.fail("encode", OutOfMemoryError("CUDA out of memory"), times=2)
+    adaptive.encode([adaptive.prepare(PICTURE)])
+    fake.fail("encode", ValueError("odd"))
+    with pytest.raises(ValueError, match="odd"):
+        adaptive.encode([adaptive.prepare(PICTURE)])
+    assert adaptive.ooms == 2
+
+
 def test_any_other_error_passes_unchanged(fake: FakeEngine, adaptive: AdaptiveEngine) -> None:
     error = KeyError("a bug")
     fake.fail("encode", error)

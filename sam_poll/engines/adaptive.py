@@ -34,11 +34,15 @@ class Steppable(Engine, Protocol):
 
 
 class AdaptiveEngine:
-    """Wraps an engine and puts it on the plan's step. `encode` and `decode` are for the one device thread."""
+    """Wraps an engine and puts it on the plan's step. `encode` and `decode` are for the one device thread.
+
+    `ooms` counts how often memory has not been enough.
+    """
 
     def __init__(self, engine: Steppable, plan: Plan) -> None:
         self.engine = engine
         self.plan = plan
+        self.ooms = 0
         if not self._apply(plan.step):
             self._step_down("encode", "the model itself")
 
@@ -72,13 +76,14 @@ class AdaptiveEngine:
             self._step_down(call, reason)
 
     def _memory_reason(self, error: Exception) -> str:
-        """The first line of an out-of-memory error; raises whatever is not one."""
+        """The first line of an out-of-memory error, which is counted; raises whatever is not one."""
         kind = kind_of(error)
         if kind == "device":
             remedy = "restart the process; if it comes again, look at the driver (dmesg) and the card"
             raise DeviceError(f"the device failed: {_first_line(error)}", remedy=remedy) from error
         if kind is None:
             raise error
+        self.ooms += 1
         return _first_line(error)
 
     def _step_down(self, call: Call, reason: str) -> None:
