@@ -60,9 +60,10 @@ class Complaint:
     remedy: str | None = None
 
 
-def refuse(reason: str, remedy: str | None = None) -> PydanticCustomError:
-    """What our own validators raise, so that reason and remedy travel through pydantic unchanged."""
-    return PydanticCustomError("refused", "{reason}", {"reason": reason, "remedy": remedy})
+def refuse(reason: str, remedy: str | None = None, *, key: str | None = None) -> PydanticCustomError:
+    """What our own validators raise, so that reason and remedy travel through pydantic unchanged. `key`: which key of
+    the object that was validated is to blame."""
+    return PydanticCustomError("refused", "{reason}", {"reason": reason, "remedy": remedy, "key": key})
 
 
 def place(loc: Loc) -> str:
@@ -133,7 +134,8 @@ def _complaint(loc: Loc, details: list[ErrorDetails], known: Callable[[Loc], Seq
     for detail in details:  # a broken bound or rule says more than "not of this type, not of that type"
         kind, context = detail["type"], detail.get("ctx", {})
         if kind == "refused":
-            return Complaint(loc, str(context["reason"]), context["remedy"])
+            key = context["key"]
+            return Complaint((*loc, key) if key else loc, str(context["reason"]), context["remedy"])
         if kind == "extra_forbidden":
             return unknown_key(loc, known(loc[:-1]))
         if kind == "missing":

@@ -1,8 +1,7 @@
 """Pictures: from a file's bytes to upright 8-bit RGB, at the scale that the network needs.
 
-The header is read here, by hand, before anything is decoded: the size for the pixel limit, the orientation (EXIF, else
-XMP, as CVAT and Pillow read them), and whether the file is all there. OpenCV decodes, and the turning is done here, so
-that header and pixels cannot disagree. No I/O: bytes come in.
+`headers` has read what the file says about itself and whether it is all there; OpenCV decodes, and the turning is done
+here, so that header and pixels cannot disagree. No I/O: bytes come in.
 
 What can still go wrong here: damage inside compressed data that its format cannot notice (a JPEG has no checksums)
 gives a picture with a damaged part; libjpeg and libpng then write a line of their own to stderr. Colour profiles are
@@ -12,11 +11,7 @@ not applied, as CVAT does not apply them. Importing this module silences OpenCV'
 from __future__ import annotations
 
 import hashlib
-import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
@@ -25,14 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_poll.errors import PictureError
-from sam_poll.types import Picture, Pixels, Size
+from sam_poll.headers import DEFAULT_MAX_PIXELS, SAVE_AGAIN, Header, for_decoder, not_decodable, read_header
+from sam_poll.types import Picture, Pixels
+
+__all__ = ["DEFAULT_MAX_PIXELS", "ENDINGS", "Header", "decode", "is_picture", "read_header"]
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-DEFAULT_MAX_PIXELS = 2**28  # 268 megapixels, 0.8 GB as RGB
-
-COPY_AGAIN = "copy the file again; it was cut off on its way"
-SAVE_AGAIN = "open it in a picture editor and save it as JPEG or PNG"
-READABLE = "JPEG, PNG, TIFF, BMP and WebP can be read"
 
 # OpenCV 4 and 5 keep it in different places; 0 is silent
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
@@ -43,40 +36,6 @@ def is_picture(name: str) -> bool:
     return PurePath(name).suffix.lower() in ENDINGS
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a picture's file says about itself. `size` is upright, `stored` as in the file. `orientation` is EXIF's 1–8.
-    `format` is JPEG, PNG, TIFF, BMP or WebP; `mode` is grey, rgb, palette, cmyk, ycbcr or lab, `alpha` apart; `bits`
-    are per sample. `several` is set where only the first of several frames or pages will be read."""
-
-    size: Size
-    stored: Size
-    orientation: int
-    format: str
-    mode: str
-    bits: int = 8
-    alpha: bool = False
-    several: bool = False
-
-
-def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
-    """Read what a picture says about itself, without decoding it.
-
-    Raises PictureError: empty, not a picture (and what instead), cut off, zero-sized, larger than `max_pixels`, or of a
-    kind that cannot be shown in 8 bits (floating-point, 32-bit or signed samples).
-    """
-    header = _reader(data)(data)
-    width, height = header.size
-    if width <= 0 or height <= 0:
-        raise PictureError(f"the picture has no pixels ({width} × {height})", remedy=SAVE_AGAIN)
-    if width * height > max_pixels:
-        raise PictureError(
-            f"the picture has {width} × {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}",
-            remedy="make it smaller, or raise the pixel limit",
-        )
-    return header
-
-
 def decode(
     data: bytes, *, cover: int | None = None, both: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Picture:
@@ -85,7 +44,7 @@ def decode(
     With `cover`, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 of its size at which both its sides (`both`; SAM2,
     which squeezes both), or its longest side (SAM1), are still at least `cover` pixels. Transparency is left out.
     16-bit grey is stretched and equalised as CVAT shows it; other 16-bit pictures keep their upper 8 bits.
-    Raises PictureError, as `read_header` does, and for damaged data.
+    Raises PictureError and UnfinishedError, as `read_header` does, and for damaged and missing data.
     """
     header = read_header(data, max_pixels=max_pixels)
     shrink = _shrink(header, cover, both)
@@ -129,12 +88,7 @@ _TURNS: dict[int, Callable[[Any], Any]] = {  # stored → upright, by EXIF orien
 
 
 def _decoded(data: bytes, header: Header, shrink: int, notes: list[str]) -> Pixels:
-    if header.format == "JPEG":
-        _check_end(data)
-    elif header.format == "PNG":
-        data = _bare_png(data, header)
-    elif header.format == "TIFF":
-        data = _plain_tiff(data)
+    data = for_decoder(data, header)
     if header.mode == "grey" and header.bits == 16 and not header.alpha:
         grey, note = _as_cvat_shows(_opencv(data, cv2.IMREAD_ANYDEPTH))
         notes.append(note)
@@ -152,9 +106,9 @@ def _opencv(data: bytes, flags: int) -> Any:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise PictureError(f"the picture cannot be decoded: {error.err or error}", remedy=SAVE_AGAIN) from error
+        raise not_decodable(data, f"the picture cannot be decoded: {error.err or error}") from error
     if pixels is None:
-        raise PictureError("the picture is damaged or of a kind that cannot be decoded", remedy=SAVE_AGAIN)
+        raise not_decodable(data, "the picture is damaged or of a kind that cannot be decoded")
     return pixels
 
 
@@ -170,314 +124,3 @@ def _as_cvat_shows(grey: npt.NDArray[Any]) -> tuple[Pixels, str]:
     table[low:] = np.arange(high - low + 1) / (high - low) * 255
     shown = np.array(ImageOps.equalize(Image.fromarray(table[grey])))
     return shown, f"16-bit grey from {low} to {high}, stretched and equalised to 8 bits as CVAT shows it"
-
-
-# -- headers -----------------------------------------------------------------------------------------------------------
-
-_FOREIGN = (  # how files begin that people take for pictures
-    (re.compile(rb"GIF8"), "a GIF"),
-    (re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "a HEIC photo"),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "an AVIF"),
-    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
-    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000"),
-    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL"),
-    (re.compile(rb"%PDF"), "a PDF"),
-    (re.compile(rb"8BPS"), "a Photoshop document"),
-    (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", re.IGNORECASE), "an HTML page"),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg)", re.IGNORECASE), "XML or SVG"),
-    (re.compile(rb"(\xef\xbb\xbf)?\s*[{\[]"), "JSON"),
-    (re.compile(rb"\0{16}"), "nothing but zeros"),
-)
-
-
-def _reader(data: bytes) -> Callable[[bytes], Header]:
-    if not data:
-        raise PictureError("the file is empty", remedy=COPY_AGAIN)
-    for begin, reader in _READERS.items():
-        if data.startswith(begin) and (reader is not _webp or data[8:12] == b"WEBP"):
-            return reader
-    instead = next((name for pattern, name in _FOREIGN if pattern.match(data)), None)
-    what = f"not a picture that can be read, but {instead}" if instead else "not a picture"
-    raise PictureError(f"the file is {what}", remedy=READABLE)
-
-
-def _cut_off(missing: str) -> PictureError:
-    return PictureError(f"the picture is truncated: {missing}", remedy=COPY_AGAIN)
-
-
-def _read(layout: str, data: bytes, at: int) -> tuple[Any, ...]:
-    try:
-        return struct.unpack_from(layout, data, at)
-    except (struct.error, OverflowError) as error:
-        raise _cut_off("the file ends inside its header") from error
-
-
-def _upright(stored: Size, orientation: int) -> Size:
-    return Size(stored.height, stored.width) if orientation > 4 else stored
-
-
-def _jpeg(data: bytes) -> Header:
-    orientation: int | None = None
-    by_xmp: int | None = None
-    for marker, start, end in _segments(data):
-        body = data[start : start + 29] if marker == 0xE1 else b""
-        if body.startswith(b"Exif\0"):
-            orientation = orientation or _exif_orientation(data[start + 6 : end])
-        elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            by_xmp = by_xmp or _xmp_orientation(data[start:end])
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width, samples = _read(">BHHB", data, start)
-            if bits != 8:
-                raise PictureError(f"a JPEG of {bits} bits cannot be read", remedy=SAVE_AGAIN)
-            stored, turn = Size(width, height), orientation or by_xmp or 1
-            mode = {1: "grey", 3: "rgb", 4: "cmyk"}.get(samples, f"{samples} samples")
-            return Header(_upright(stored, turn), stored, turn, "JPEG", mode)
-    raise _cut_off("the JPEG holds no picture")
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """A JPEG's markers up to its end marker, each with start and end of its body; raises when that one is missing."""
-    at, marks = 2, None
-    while (at := data.find(b"\xff", at)) >= 0:
-        while data[at : at + 1] == b"\xff":
-            at += 1
-        (marker,) = _read("B", data, at)
-        at += 1
-        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
-            continue
-        if marker == 0xD9:
-            return
-        (length,) = _read(">H", data, at)
-        yield marker, at + 2, at + length
-        at += max(length, 2)
-        if marker == 0xDA:
-            marks = _marks(data, at) if marks is None else marks
-            following = np.searchsorted(marks, at)
-            at = int(marks[following]) if following < len(marks) else len(data)
-    raise _cut_off("the JPEG's end marker is missing")
-
-
-def _marks(data: bytes, at: int) -> npt.NDArray[np.int64]:
-    """The places, from `at` on, of 0xFF that end a scan: no stuffing (0xFF 0x00), no filling, no restart marker."""
-    codes = np.frombuffer(data, dtype=np.uint8)
-    places = at + np.flatnonzero(codes[at:-1] == 0xFF)
-    following = codes[places + 1]
-    return places[(following != 0) & (following != 0xFF) & ((following < 0xD0) | (following > 0xD7))]
-
-
-def _check_end(data: bytes) -> None:
-    for _ in _segments(data):
-        pass
-
-
-_PNG_MODES = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
-_PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """A PNG's chunks, each with start and end of its body; raises when the last one is missing."""
-    at, name = 8, b""
-    while name != b"IEND":
-        if at >= len(data):
-            raise _cut_off("the PNG's end (IEND) is missing")
-        length, name = _read(">I4s", data, at)
-        if at + 12 + length > len(data):
-            raise _cut_off(f"the PNG's last chunk needs {at + 12 + length - len(data):,} bytes more")
-        yield name, at + 8, at + 8 + length
-        at += 12 + length
-
-
-def _png(data: bytes) -> Header:
-    begin, width, height, bits, colour = _read(">4sIIBB", data, 12)
-    if begin != b"IHDR":
-        raise PictureError("the PNG does not begin with its header", remedy=SAVE_AGAIN)
-    orientation: int | None = None
-    by_xmp: int | None = None
-    several = False
-    for name, start, end in _chunks(data):
-        if name == b"eXIf":
-            orientation = _exif_orientation(data[start:end])
-        elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0", start):
-            by_xmp = _xmp_orientation(data[start:end])
-        elif name == b"acTL":
-            several = _read(">I", data, start)[0] > 1
-    stored, turn = Size(width, height), orientation or by_xmp or 1
-    mode = _PNG_MODES.get(colour, "unknown")
-    return Header(_upright(stored, turn), stored, turn, "PNG", mode, bits, colour in (4, 6), several)
-
-
-def _bare_png(data: bytes, header: Header) -> bytes:
-    """The PNG with nothing but its pixels: libpng complains on stderr about broken extras, and unpacks compressed ones.
-    What it needs, and the checksums, are tested here, because libpng would say so on stderr too."""
-    parts, names = [data[:8]], set()
-    for name, start, end in _chunks(data):
-        if name not in _PNG_NEEDED:
-            continue
-        if zlib.crc32(memoryview(data)[start - 4 : end]) != _read(">I", data, end)[0]:
-            raise PictureError(f"the PNG is damaged: a wrong checksum in {name.decode()}", remedy=COPY_AGAIN)
-        names.add(name)
-        parts.append(data[start - 8 : end + 4])
-    if b"IDAT" not in names or (header.mode == "palette" and b"PLTE" not in names):
-        raise PictureError("the PNG is damaged: its pixels or its palette are missing", remedy=COPY_AGAIN)
-    return b"".join(parts)
-
-
-def _bmp(data: bytes) -> Header:
-    (begin, kind) = _read("<II", data, 10)
-    if kind == 12:
-        width, height, _, bits = _read("<HHHH", data, 18)
-        packing = 0
-    else:
-        width, height, _, bits, packing = _read("<iiHHI", data, 18)
-    height = abs(height)
-    need = begin + (width * bits + 31) // 32 * 4 * height if packing in (0, 3, 6) else _read("<I", data, 2)[0]
-    if width > 0 and len(data) < need:
-        raise _cut_off(f"the BMP has {len(data):,} bytes of {need:,}")
-    stored = Size(width, height)
-    return Header(stored, stored, 1, "BMP", "palette" if bits <= 8 else "rgb", min(bits, 8))
-
-
-def _webp(data: bytes) -> Header:
-    (length,) = _read("<I", data, 4)
-    if len(data) < 8 + length:
-        raise _cut_off(f"the WebP has {len(data):,} bytes of {8 + length:,}")
-    stored: Size | None = None
-    several = False
-    orientation: int | None = None
-    by_xmp: int | None = None
-    at = 12
-    while at + 8 <= min(len(data), 8 + length):
-        name, size = _read("<4sI", data, at)
-        body = at + 8
-        if name == b"VP8X":
-            flags, a, b, c, d, e, f = _read("<B3x6B", data, body)
-            stored, several = Size(1 + a + (b << 8) + (c << 16), 1 + d + (e << 8) + (f << 16)), bool(flags & 2)
-        elif name == b"VP8 " and stored is None:
-            width, height = _read("<HH", data, body + 6)
-            stored = Size(width & 0x3FFF, height & 0x3FFF)
-        elif name == b"VP8L" and stored is None:
-            (packed,) = _read("<I", data, body + 1)
-            stored = Size((packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1)
-        elif name == b"EXIF":
-            orientation = _exif_orientation(data[body : body + size].removeprefix(b"Exif\0\0"))
-        elif name == b"XMP ":
-            by_xmp = _xmp_orientation(data[body : body + size])
-        at = body + size + size % 2
-    if stored is None:
-        raise PictureError("the WebP holds no picture", remedy=SAVE_AGAIN)
-    turn = orientation or by_xmp or 1
-    return Header(_upright(stored, turn), stored, turn, "WebP", "rgb", several=several)
-
-
-# -- TIFF, and EXIF, which is one --------------------------------------------------------------------------------------
-
-_TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
-_COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
-_ORIENTATION = 274
-_EXTRA_SAMPLES = 338
-
-
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """A whole-number entry of a TIFF directory: `number` values of the struct layout `layout`, at `place`."""
-
-    number: int
-    layout: str
-    place: int
-
-    def values(self, data: bytes) -> tuple[int, ...]:
-        return _read(f"{self.layout[0]}{min(self.number, len(data))}{self.layout[1]}", data, self.place)
-
-
-def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
-    """The whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
-    order = "<" if data[:2] == b"II" else ">"
-    big = _read(order + "H", data, 2)[0] == 43
-    (at,) = _read(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = _read(order + ("Q" if big else "H"), data, at)
-    at += 8 if big else 2
-    entry, inline = (20, 8) if big else (12, 4)
-    if at + count * entry > len(data):
-        raise _cut_off("the TIFF's directory is missing")
-    tags = {}
-    for place in range(at, at + count * entry, entry):
-        tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
-        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is None:
-            continue
-        value = place + entry - inline
-        if number * struct.calcsize("<" + letter) > inline:
-            (value,) = _read(order + ("Q" if big else "I"), data, value)
-        tags[tag] = _Tag(number, order + letter, value)
-    (following,) = _read(order + ("Q" if big else "I"), data, at + count * entry)
-    return tags, following
-
-
-def _tiff(data: bytes) -> Header:
-    tags, following = _directory(data)
-
-    def values(tag: int, *default: int) -> tuple[int, ...]:
-        return (tag in tags and tags[tag].values(data)) or default
-
-    def first(tag: int, default: int) -> int:
-        return values(tag, default)[0]
-
-    bits, kind = max(values(258, 1)), first(339, 1)
-    if kind not in (1, 4) or bits > 16:
-        what = {2: "signed", 3: "floating-point"}.get(kind, "complex" if kind > 4 else "whole-number")
-        raise PictureError(f"a TIFF of {bits}-bit {what} samples cannot be shown in 8 bits", remedy=SAVE_AGAIN)
-    places, lengths = values(273) or values(324), values(279) or values(325)
-    end = max((place + length for place, length in zip(places, lengths, strict=False)), default=0)
-    if end > len(data):
-        raise _cut_off(f"the TIFF has {len(data):,} bytes of {end:,}")
-    stored, turn = Size(first(256, 0), first(257, 0)), _valid(first(_ORIENTATION, 1))
-    mode = _TIFF_MODES.get(first(262, 1), "unknown")
-    alpha = first(277, 1) > _COLOURS.get(mode, 1)
-    return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0)
-
-
-def _plain_tiff(data: bytes) -> bytes:
-    """The TIFF declared as upright, and its transparency as multiplied into the colours already (ExtraSamples 1).
-    Otherwise libtiff multiplies it in, where CVAT shows the plain colours; and OpenCV 4 and 5 turn it differently."""
-    tags = _directory(data)[0]
-    changes = [tags[name] for name in (_ORIENTATION, _EXTRA_SAMPLES) if name in tags]
-    if not changes:
-        return data
-    changed = bytearray(data)
-    for tag in changes:
-        if tag.number == 1:  # a single value lies in the directory itself
-            struct.pack_into(tag.layout, changed, tag.place, 1)
-    return bytes(changed)
-
-
-def _valid(orientation: int) -> int:
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _exif_orientation(block: bytes) -> int | None:
-    """The orientation of an EXIF block, None where it has none; a broken block has none."""
-    if block[:4] not in (b"II*\0", b"MM\0*"):
-        return None
-    try:
-        tag = _directory(block)[0].get(_ORIENTATION)
-        return _valid(tag.values(block)[0]) if tag and tag.number else None
-    except PictureError:
-        return None
-
-
-def _xmp_orientation(packet: bytes) -> int | None:
-    found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', packet)
-    return _valid(int(found[1])) if found else None
-
-
-_READERS: dict[bytes, Callable[[bytes], Header]] = {
-    b"\xff\xd8": _jpeg,
-    b"\x89PNG\r\n\x1a\n": _png,
-    b"II*\0": _tiff,
-    b"MM\0*": _tiff,
-    b"II+\0": _tiff,
-    b"MM\0+": _tiff,
-    b"BM": _bmp,
-    b"RIFF": _webp,
-}

@@ -43,7 +43,7 @@ class _Form(BaseModel):
 def _check_sign(value: object) -> object:
     """Python's `True == 1`, and so pydantic's, is not JSON's."""
     if type(value) is not int:
-        raise refuse(f"not 0 or 1: it is {show(value)}")
+        raise refuse(f"not 0 or 1: it is {show(value)}", "1: on the object. 0: not on it")
     return value
 
 
@@ -57,13 +57,13 @@ def _check_file_name(text: str) -> str:
     if re.search(_FILE_NAME, text) is None or text in (".", "..") or text.endswith("\n"):
         raise refuse("is not a plain file name", "name a picture in the prompt's own folder, without / and \\")
     if len(text.encode("utf-8")) > 255:
-        raise refuse("is longer than a file name can be (255 bytes)")
+        raise refuse("is longer than a file name can be (255 bytes)", "name a picture in the prompt's own folder")
     return text
 
 
 def _check_sha256(text: str) -> str:
     if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
-        raise refuse("is not a SHA-256: 64 hexadecimal digits")
+        raise refuse("is not a SHA-256: 64 hexadecimal digits", "`sha256sum PICTURE` prints it")
     return text.lower()
 
 
@@ -106,7 +106,7 @@ class BoxForm(_Form):
         for low, high, size in (("x0", "x1", "width"), ("y0", "y1", "height")):
             a, b = getattr(self, low), getattr(self, high)
             if a == b:
-                raise refuse(f"has no {size}: {low} and {high} are both {a:g}")
+                raise refuse(f"has no {size}: {low} and {high} are both {a:g}", "give two opposite corners")
             if a > b:
                 raise refuse(f"is inside out: {low} {a:g} is beyond {high} {b:g}", f"are {low} and {high} swapped?")
         return self
@@ -136,10 +136,12 @@ class ObjectForm(_Form):
     @model_validator(mode="after")
     def _makes_sense(self) -> ObjectForm:
         if self.box is not None and self.extreme_points is not None:
-            raise refuse("has both box and extreme_points", "give one of the two: extreme points stand for a box")
+            remedy = "give one of the two: extreme points stand for a box"
+            raise refuse("stands beside box", remedy, key="extreme_points")
         if self.box is None and self.extreme_points is None and not any(p.label for p in self.points):
             if self.points:
-                raise refuse("has no foreground point: all labels are 0", "add a point with label 1, or a box")
+                remedy = "add a point with label 1, or a box"
+                raise refuse("has no foreground point: all labels are 0", remedy, key="points")
             raise refuse("asks for nothing", "give points, box or extreme_points")
         self._spanned()
         return self
@@ -157,7 +159,8 @@ class ObjectForm(_Form):
         xs, ys = [p.x for p in self.extreme_points], [p.y for p in self.extreme_points]
         box = Box(min(xs), min(ys), max(xs), max(ys))
         if box.x0 == box.x1 or box.y0 == box.y1:
-            raise refuse("has extreme points on one line, which span no box")
+            remedy = "give the object's leftmost, topmost, rightmost and lowest point"
+            raise refuse("lie on one line, which spans no box", remedy, key="extreme_points")
         return box
 
     def prompt(self) -> Prompt:

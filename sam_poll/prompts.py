@@ -28,7 +28,16 @@ __all__ = ["MAX_BYTES", "MAX_PROMPTS", "PromptFile", "as_dict", "as_document", "
 MAX_BYTES = 4 * 1024 * 1024  # 10,000 prompts, indented and labelled, take about 2.5 MB
 MAX_PROMPTS = 10_000  # points and boxes of all objects together
 MAX_DEPTH = 16  # the deepest valid file has 5 levels
+SEE = "docs/prompts.md shows what a prompt file may say; `sam-poll check` tries one"
 OVERHANG = 0.1  # how far a box may reach over an edge and be clipped, as a share of that side (see `fit`)
+
+TOP = "top level"  # the place of what concerns the file's outermost object
+_UTF8 = "save it as UTF-8"
+_DEEP = f"nested more than {MAX_DEPTH} levels deep"
+_MEND = "mend it there; JSON wants double quotes, no comments, and no comma after the last entry"
+_COPY = "write it anew, or copy it again; it may have been cut off on its way"
+
+_PIXELS = "coordinates are pixels of the upright picture at its full size"
 
 _SHAPES = ("points", "box", "extreme_points")
 
@@ -50,11 +59,11 @@ class PromptFile:
 def parse(data: bytes, *, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PROMPTS) -> PromptFile:
     """Reads a prompt file. Raises PromptError, and nothing else, for anything that is not one.
 
-    The first problem is the reason; how many more there are is said behind it.
+    The first problem is the reason; how many more there are is said behind it. Reason, place and remedy are all given.
     """
     document = _load(_decode(data, max_bytes))
     if not isinstance(document, _Object):
-        raise PromptError(f"not a JSON object {{ … }}: it is {show(document)}", remedy="see docs/prompts.md")
+        raise PromptError(f"not a JSON object {{ … }}: it is {show(document)}", place=TOP, remedy=SEE)
     problems = _blemishes(document, max_prompts)
     form = _form(document)
     try:
@@ -82,22 +91,24 @@ def _group(loc: Loc) -> str:
 def _raise(problems: Sequence[Complaint]) -> NoReturn:
     first, more = problems[0], len(problems) - 1
     reason = first.reason + (f"; and {more} more problem{'s' if more > 1 else ''}" if more else "")
-    raise PromptError(reason, place=place(first.loc) or None, remedy=first.remedy)
+    raise PromptError(reason, place=place(first.loc) or TOP, remedy=first.remedy or SEE)
 
 
 def _decode(data: bytes, max_bytes: int) -> str:
     if len(data) > max_bytes:
-        raise PromptError(f"the file is larger than {max_bytes} bytes ({len(data)})", remedy="split it")
+        raise PromptError(
+            f"the file is larger than {max_bytes:,} bytes", place=f"byte {max_bytes:,}", remedy="split it into several"
+        )
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
-        raise PromptError("the file is UTF-16 or UTF-32, not UTF-8", remedy="save it as UTF-8")
+        raise PromptError("the file is UTF-16 or UTF-32, not UTF-8", place="line 1", remedy=_UTF8)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         reason = f"not UTF-8: byte 0x{data[error.start]:02x}, as Latin-1 or Windows-1252 would have it"
-        raise PromptError(reason, place=f"line {line}", remedy="save it as UTF-8") from None
+        raise PromptError(reason, place=f"line {line}", remedy=_UTF8) from None
     if not text.strip():
-        raise PromptError("the file is empty")
+        raise PromptError("the file is empty", place="line 1", remedy=_COPY)
     return text
 
 
@@ -125,9 +136,21 @@ def _load(text: str) -> Any:
     except json.JSONDecodeError as error:
         said = error.msg[:1].lower() + error.msg[1:]
         reason = "something follows the end of the JSON" if said == "extra data" else f"not JSON: {said}"
-        raise PromptError(reason, place=f"line {error.lineno}, column {error.colno}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise PromptError(reason, place=where, remedy=_COPY if error.pos >= len(text.rstrip()) else _MEND) from None
     except RecursionError:
-        raise PromptError("nested too deeply") from None
+        raise PromptError(_DEEP, place=_deep_place(text), remedy=SEE) from None
+
+
+def _deep_place(text: str) -> str:
+    """Where a text is nested deeper than any valid one."""
+    depth, at = 0, 0
+    for found in re.finditer(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        at = found.start()
+        if depth > MAX_DEPTH:
+            break
+    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
 
 
 def _blemishes(document: _Object, max_prompts: int) -> list[Complaint]:
@@ -135,20 +158,26 @@ def _blemishes(document: _Object, max_prompts: int) -> list[Complaint]:
     found: list[Complaint] = []
     count = _count(document)
     if count > max_prompts:
-        raise PromptError(f"{count} points and boxes; at most {max_prompts} are allowed", remedy="split the file")
+        raise PromptError(
+            f"{count} points and boxes; at most {max_prompts} are allowed",
+            place="objects" if "objects" in document else "points",
+            remedy="split it into several files for the same picture",
+        )
     nodes, most = 0, 16 * max_prompts + 1000  # a valid prompt has up to 7 values
     stack: list[tuple[Loc, Any]] = [((), document)]
     while stack:
         loc, value = stack.pop()
-        nodes += 1
-        if nodes > most:
-            raise PromptError(f"more than {most} values, more than any valid prompt file has")
+        nodes += len(value) if isinstance(value, (dict, list)) else 0
+        if nodes > most:  # before they are taken apart: a list of a million lists is refused at its first sight
+            raise PromptError(f"more than {most} values, more than any valid file has", place=TOP, remedy=SEE)
         if len(loc) > MAX_DEPTH:
-            raise PromptError("nested too deeply")
+            raise PromptError(_DEEP, place=place(loc[:4]) + "…", remedy=SEE)
         if isinstance(value, _Object):
-            for key in (*value, *(v for v in value.values() if isinstance(v, str))):
-                if re.search("[\ud800-\udfff]", key):
-                    raise PromptError(f"half a surrogate pair in {quoted(key)}", place=place(loc) or None)
+            for name, text in ((k, t) for k, v in value.items() for t in (k, v) if isinstance(t, str)):
+                if re.search("[\ud800-\udfff]", text):
+                    where = place(loc if text is name else (*loc, name)) or TOP
+                    reason = f"half a surrogate pair in {quoted(text)}"
+                    raise PromptError(reason, place=where, remedy="write the character itself, in UTF-8")
             found += [Complaint((*loc, key), "given twice", "keep one of them") for key in value.repeated]
             found += [Complaint((*loc, k), "is null", "leave the key out") for k, v in value.items() if v is None]
             stack += [((*loc, key), v) for key, v in reversed(value.items())]
@@ -174,6 +203,7 @@ def _form(document: Mapping[str, Any]) -> type[FileForm]:
     if len(given) == 2 or (given and single):
         raise PromptError(
             f"several forms at once: {', '.join(given + single)}",
+            place=(given + single)[-1],
             remedy="put points, box and label into the entries of objects, and everything into a file of its own",
         )
     return FORMS[given[0]] if given else OneObjectFile
@@ -221,14 +251,14 @@ def _box_outside(box: Box, size: Size, loc: Loc) -> Iterator[Complaint]:
     if far:
         yield from (_outside((*loc, key), value, size) for key, value in far)
     elif box.x0 >= box.x1 or box.y0 >= box.y1:
-        yield Complaint(loc, "is empty or inside out: x0 < x1 and y0 < y1 must hold")
+        yield Complaint(loc, "is empty or inside out: x0 < x1 and y0 < y1 must hold", "swap or part its sides")
     elif box.x1 <= 0 or box.y1 <= 0 or box.x0 >= size.width or box.y0 >= size.height:
-        yield Complaint(loc, f"lies beside the picture, which is {size.width}×{size.height}")
+        yield Complaint(loc, f"lies beside the picture, which is {size.width}×{size.height}", _PIXELS)
 
 
 def _outside(loc: Loc, value: float, size: Size) -> Complaint:
     reason = f"{value:g} lies outside the picture, which is {size.width}×{size.height}"
-    return Complaint(loc, reason, "coordinates are pixels of the upright picture at its full size")
+    return Complaint(loc, reason, _PIXELS)
 
 
 def _clipped(asked: Box | None, used: Box) -> tuple[str, ...]:

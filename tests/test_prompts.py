@@ -40,6 +40,8 @@ def refusal(data: object, **limits: int) -> PromptError:
     assert "type=" not in said
     assert "Input should" not in said
     assert said.isprintable()
+    assert caught.value.place
+    assert caught.value.remedy
     return caught.value
 
 
@@ -134,27 +136,27 @@ POINTS = [{"x": 1, "y": 2}]
         ({"points": [{"x": 1, "y": 2, "label": 2}]}, "points[0].label", "not 0 or 1: it is 2"),
         ({"points": [{"x": 1, "y": 2, "label": True}]}, "points[0].label", "not 0 or 1: it is true"),
         ({"points": [{"x": 1, "y": 2, "label": "1"}]}, "points[0].label", "not 0 or 1"),
-        ({"points": [{"x": 1, "y": 2, "label": 0}]}, None, "no foreground point"),
-        ({"objects": [{"points": [{"x": 1, "y": 2, "label": 0}]}]}, "objects[0]", "no foreground point"),
-        ({"points": []}, None, "asks for nothing"),
-        ({}, None, "asks for nothing"),
-        ({"label": "dog"}, None, "asks for nothing"),
+        ({"points": [{"x": 1, "y": 2, "label": 0}]}, "points", "no foreground point"),
+        ({"objects": [{"points": [{"x": 1, "y": 2, "label": 0}]}]}, "objects[0].points", "no foreground point"),
+        ({"points": []}, "top level", "asks for nothing"),
+        ({}, "top level", "asks for nothing"),
+        ({"label": "dog"}, "top level", "asks for nothing"),
         ({"objects": []}, "objects", "needs at least 1"),
         ({"objects": {}}, "objects", "not a list"),
         ({"objects": [1]}, "objects[0]", "not an object"),
-        ({"objects": [{"box": BOX}], "box": BOX}, None, "several forms at once: objects, box"),
-        ({"objects": [{"box": BOX}], "label": "dog"}, None, "several forms at once: objects, label"),
-        ({"everything": True, "points": POINTS}, None, "several forms at once: everything, points"),
-        ({"everything": True, "objects": []}, None, "several forms at once: objects, everything"),
+        ({"objects": [{"box": BOX}], "box": BOX}, "box", "several forms at once: objects, box"),
+        ({"objects": [{"box": BOX}], "label": "dog"}, "label", "several forms at once: objects, label"),
+        ({"everything": True, "points": POINTS}, "points", "several forms at once: everything, points"),
+        ({"everything": True, "objects": []}, "everything", "several forms at once: objects, everything"),
         ({"everything": False}, "everything", "neither true nor"),
         ({"everything": 1}, "everything", "neither true nor"),
         ({"everything": {"iou": 1.5}}, "everything.iou", "at most 1"),
         ({"everything": {"points_per_side": 0}}, "everything.points_per_side", "at least 1"),
         ({"everything": {"crops": 1.5}}, "everything.crops", "not a whole number"),
-        ({"box": BOX, "extreme_points": POINTS * 4}, None, "both box and extreme_points"),
+        ({"box": BOX, "extreme_points": POINTS * 4}, "extreme_points", "stands beside box"),
         ({"extreme_points": POINTS * 3}, "extreme_points", "has 3 entries, needs at least 4"),
         ({"extreme_points": POINTS * 5}, "extreme_points", "at most 4"),
-        ({"extreme_points": POINTS * 4}, None, "on one line"),
+        ({"extreme_points": POINTS * 4}, "extreme_points", "on one line"),
         ({"box": BOX, "label": ""}, "label", "is empty"),
         ({"box": BOX, "label": "  "}, "label", "blank"),
         ({"box": BOX, "label": "a\nb"}, "label", "control characters"),
@@ -162,8 +164,8 @@ POINTS = [{"x": 1, "y": 2}]
         ({"box": BOX, "label": "a\u2028b"}, "label", "control characters"),
         ({"box": BOX, "label": "x" * 201}, "label", "longer than 200"),
         ({"box": BOX, "label": 5}, "label", "not a text: it is 5"),
-        ({"box": BOX, "label": "\ud800"}, None, "surrogate"),
-        ({"box": BOX, "\ud800": 1}, None, "surrogate"),
+        ({"box": BOX, "label": "\ud800"}, "label", "surrogate"),
+        ({"box": BOX, "\ud800": 1}, "top level", "surrogate"),
         ({"box": BOX, "image": "../dog.jpg"}, "image", "not a plain file name"),
         ({"box": BOX, "image": "a\\dog.jpg"}, "image", "not a plain file name"),
         ({"box": BOX, "image": ".."}, "image", "not a plain file name"),
@@ -172,9 +174,9 @@ POINTS = [{"x": 1, "y": 2}]
         ({"box": BOX, "image": "ü" * 128}, "image", "255 bytes"),
         ({"box": BOX, "image_sha256": "abc"}, "image_sha256", "64 hexadecimal"),
         ({"box": BOX, "image_bytes": 0}, "image_bytes", "at least 1"),
-        ([], None, "it is a list"),
-        (5, None, "it is 5"),
-        (None, None, "it is null"),
+        ([], "top level", "it is a list"),
+        (5, "top level", "it is 5"),
+        (None, "top level", "it is null"),
     ],
 )
 def test_what_is_not_understood_is_refused_with_its_place(document: object, where: str | None, reason: str) -> None:
@@ -237,8 +239,9 @@ def test_the_first_problem_is_the_reason_and_the_others_are_counted() -> None:
         ('{"everything": true}'.encode("utf-16"), None, "UTF-16"),
         ('{"everything": true}'.encode("utf-16-be"), None, "UTF-16"),
         ('{"everything": true}'.encode("utf-32"), None, "UTF-32"),
-        (b"[" * 100_000, None, "nested too deeply"),
-        (b'{"a":' * 300 + b"1" + b"}" * 300, None, "nested too deeply"),
+        (b"[" * 100_000, "line 1, column 17", "nested more than 16 levels deep"),
+        (b'["[[[[",\n' + b"[" * 100_000, "line 2, column 16", "nested more than 16 levels deep"),
+        (b'{"a":' * 300 + b"1" + b"}" * 300, "a.a.a.a…", "nested more than 16 levels deep"),
     ],
 )
 def test_a_file_that_is_not_json_in_utf8_is_refused_with_line_and_column(
@@ -265,7 +268,7 @@ def test_ten_thousand_prompts_are_allowed_and_one_more_is_not() -> None:
 
 def test_a_file_full_of_mistakes_is_refused_without_listing_them_all() -> None:
     junk = {"objects": [{str(key): 1 for key in range(20)}] * 9_999}
-    assert "more than any valid prompt file has" in refusal(junk).reason
+    assert "more than any valid file has" in refusal(junk).reason
 
 
 def test_odd_keys_are_shown_safely() -> None:

@@ -1,0 +1,472 @@
+"""What a picture's file says about itself, read by hand before anything is decoded, and whether the file is all there.
+
+Size for the pixel limit, orientation (EXIF, else XMP, as CVAT and Pillow read them), kind. What is missing is told from
+what is damaged: a file that is cut off, or has a hole of zeros, may still be arriving (`UnfinishedError`). No I/O:
+bytes come in. Each reader's work is bounded by the length of the file and by `_MAX_PARTS`.
+
+What can still go wrong here: a hole is found where its format cannot mean it: in a JPEG's compressed data, in a PNG by
+its checksums. In a BMP, an uncompressed TIFF or a lossy WebP zeros may be pixels, and are taken for such.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sam_poll.errors import PictureError, UnfinishedError
+from sam_poll.types import Size
+
+DEFAULT_MAX_PIXELS = 2**28  # 268 megapixels, 0.8 GB as RGB
+
+COPY_AGAIN = "copy the file again; it was cut off on its way"
+SAVE_AGAIN = "open it in a picture editor and save it as JPEG or PNG"
+READABLE = "JPEG, PNG, TIFF, BMP and WebP can be read"
+
+_HOLE = bytes(512)  # the smallest block a file system leaves out
+_MAX_PARTS = 1_000_000  # chunks, segments, strips; 268 megapixels of 16-bit RGB in chunks of 8 KiB are 200,000
+_MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each is a walk over the whole picture
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's file says about itself. `size` is upright, `stored` as in the file. `orientation` is EXIF's 1–8.
+    `format` is JPEG, PNG, TIFF, BMP or WebP; `mode` is grey, rgb, palette, cmyk, ycbcr or lab, `alpha` apart; `bits`
+    are per sample. `several` is set where only the first of several frames or pages will be read."""
+
+    size: Size
+    stored: Size
+    orientation: int
+    format: str
+    mode: str
+    bits: int = 8
+    alpha: bool = False
+    several: bool = False
+
+
+def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """Read what a picture says about itself, without decoding it.
+
+    Raises UnfinishedError: empty or cut off; PictureError: not a picture (and what instead), zero-sized, larger than
+    `max_pixels`, or of a kind that cannot be shown in 8 bits (floating-point, 32-bit or signed samples).
+    """
+    header = _reader(data)(data)
+    width, height = header.size
+    if width <= 0 or height <= 0:
+        raise PictureError(f"the picture has no pixels ({width} × {height})", remedy=SAVE_AGAIN)
+    if width * height > max_pixels:
+        raise PictureError(
+            f"the picture has {width} × {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}",
+            remedy="make it smaller, or raise the pixel limit",
+        )
+    return header
+
+
+def for_decoder(data: bytes, header: Header) -> bytes:
+    """The file as a decoder should get it: whole, and without what would turn, mask or announce something on stderr.
+
+    Raises UnfinishedError where a part is missing, PictureError where it is damaged.
+    """
+    if header.format == "JPEG":
+        _check_jpeg(data)
+    elif header.format == "PNG":
+        return _bare_png(data, header)
+    elif header.format == "TIFF":
+        return _plain_tiff(data)
+    return data
+
+
+def not_decodable(data: bytes, reason: str) -> PictureError:
+    """What to say of a file that the decoder has refused: a hole in it is the likeliest cause."""
+    at = data.find(_HOLE)
+    return _hole(at) if at >= 0 else PictureError(reason, remedy=SAVE_AGAIN)
+
+
+# -- headers -----------------------------------------------------------------------------------------------------------
+
+_FOREIGN = (  # how files begin that people take for pictures
+    (re.compile(rb"GIF8"), "a GIF"),
+    (re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "a HEIC photo"),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "an AVIF"),
+    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL"),
+    (re.compile(rb"%PDF"), "a PDF"),
+    (re.compile(rb"8BPS"), "a Photoshop document"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head)", re.IGNORECASE), "an HTML page"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|svg)", re.IGNORECASE), "XML or SVG"),
+    (re.compile(rb"(\xef\xbb\xbf)?\s*[{\[]"), "JSON"),
+)
+
+
+def _reader(data: bytes) -> Callable[[bytes], Header]:
+    if not data:
+        raise UnfinishedError("the file is empty", remedy=COPY_AGAIN)
+    for begin, reader in _READERS.items():
+        if data.startswith(begin) and (reader is not _webp or data[8:12] == b"WEBP"):
+            return reader
+    if data.startswith(bytes(16)):
+        raise _hole(0)
+    if len(data) < 12 and any(begin.startswith(data[: len(begin)]) for begin in _READERS):
+        raise _cut_off("the file ends inside its header")
+    instead = next((name for pattern, name in _FOREIGN if pattern.match(data)), None)
+    what = f"not a picture that can be read, but {instead}" if instead else "not a picture"
+    raise PictureError(f"the file is {what}", remedy=READABLE)
+
+
+def _cut_off(missing: str) -> UnfinishedError:
+    return UnfinishedError(f"the picture is truncated: {missing}", remedy=COPY_AGAIN)
+
+
+def _hole(at: int) -> UnfinishedError:
+    """What copying tools leave that make the file at its full length first, and have not filled it."""
+    return UnfinishedError(f"a part of the picture is missing: there are zeros from byte {at:,} on", remedy=COPY_AGAIN)
+
+
+def _too_many(parts: str) -> PictureError:
+    return PictureError(f"the file is made of far too many {parts}", remedy=SAVE_AGAIN)
+
+
+def _read(layout: str, data: bytes, at: int) -> tuple[Any, ...]:
+    try:
+        return struct.unpack_from(layout, data, at)
+    except (struct.error, OverflowError) as error:
+        raise _cut_off("the file ends inside its header") from error
+
+
+def _upright(stored: Size, orientation: int) -> Size:
+    return Size(stored.height, stored.width) if orientation > 4 else stored
+
+
+def _jpeg(data: bytes) -> Header:
+    orientation: int | None = None
+    by_xmp: int | None = None
+    for marker, start, end in _segments(data):
+        body = data[start : start + 29] if marker == 0xE1 else b""
+        if body.startswith(b"Exif\0"):
+            orientation = orientation or _exif_orientation(data[start + 6 : end])
+        elif body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            by_xmp = by_xmp or _xmp_orientation(data[start:end])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, samples = _read(">BHHB", data, start)
+            if bits != 8:
+                raise PictureError(f"a JPEG of {bits} bits cannot be read", remedy=SAVE_AGAIN)
+            stored, turn = Size(width, height), orientation or by_xmp or 1
+            mode = {1: "grey", 3: "rgb", 4: "cmyk"}.get(samples, f"{samples} samples")
+            return Header(_upright(stored, turn), stored, turn, "JPEG", mode)
+    raise _cut_off("the JPEG holds no picture")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's markers up to its end marker, that one included, each with start and end of its body; raises when it is
+    missing."""
+    at, marks, parts = 2, None, 0
+    while (at := data.find(b"\xff", at)) >= 0:
+        parts += 1
+        if parts > _MAX_PARTS:
+            raise _too_many("parts")
+        while data[at : at + 1] == b"\xff":
+            at += 1
+        (marker,) = _read("B", data, at)
+        at += 1
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
+            continue
+        if marker == 0xD9:
+            yield marker, at, at
+            return
+        (length,) = _read(">H", data, at)
+        yield marker, at + 2, at + length
+        at += max(length, 2)
+        if marker == 0xDA:
+            marks = _marks(data, at) if marks is None else marks
+            following = np.searchsorted(marks, at)
+            at = int(marks[following]) if following < len(marks) else len(data)
+    raise _cut_off("the JPEG's end marker is missing")
+
+
+def _marks(data: bytes, at: int) -> npt.NDArray[np.int64]:
+    """The places, from `at` on, of 0xFF that end a scan: no stuffing (0xFF 0x00), no filling, no restart marker."""
+    codes = np.frombuffer(data, dtype=np.uint8)
+    places = at + np.flatnonzero(codes[at:-1] == 0xFF)
+    following = codes[places + 1]
+    return places[(following != 0) & (following != 0xFF) & ((following < 0xD0) | (following > 0xD7))]
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Whether the file is whole up to its end marker, and can be decoded in bearable time."""
+    codes: dict[int, int] = {}
+    progressive, scans, scan = False, 0, None
+    for marker, start, end in _segments(data):
+        hole = data.find(_HOLE, scan[1], start) if scan else -1
+        if scan and hole >= 0 and _never_zero(data[slice(*scan)], codes, progressive):
+            raise _hole(hole)
+        scan = (start, end) if marker == 0xDA else None
+        if marker == 0xC4:
+            codes.update(_codes_of_zeros(data[start:end]))
+        elif marker in (0xC0, 0xC1, 0xC2):
+            progressive = marker == 0xC2
+        scans += marker == 0xDA
+        if scans > _MAX_SCANS:
+            raise _too_many("scans")
+
+
+def _codes_of_zeros(tables: bytes) -> Iterator[tuple[int, int]]:
+    """Of each Huffman table of a segment: its name, and the symbol that a row of zero bits means."""
+    at = 0
+    while at + 17 < len(tables):
+        yield tables[at], tables[at + 17]
+        at += 17 + sum(tables[at + 1 : at + 17])
+
+
+def _never_zero(scan: bytes, codes: dict[int, int], progressive: bool) -> bool:
+    """Whether a scan with this header cannot have 512 zero bytes in a row.
+
+    They would be 20 blocks of one coefficient 63 times over, unless zeros mean "nothing more in this block", as in a
+    blank page whose tables are made for it.
+    """
+    if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
+        return False
+    tables = [codes.get(0x10 | scan[2 + 2 * n] & 0x0F, 0) for n in range(scan[0])]
+    first, _, steps = scan[-3:]
+    if progressive and (first == 0 or steps >> 4):
+        return False  # differences of brightness, or corrections: zero where nothing changes
+    return any(code & 0x0F for code in tables)
+
+
+_PNG_MODES = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}
+_PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """A PNG's chunks, each with start and end of its body; raises when the last one is missing."""
+    at, name, parts = 8, b"", 0
+    while name != b"IEND":
+        if at >= len(data):
+            raise _cut_off("the PNG's end (IEND) is missing")
+        length, name = _read(">I4s", data, at)
+        parts += 1
+        if parts > _MAX_PARTS:
+            raise _too_many("chunks")
+        if not name.isalpha():
+            raise (
+                _hole(at)
+                if name == bytes(4)
+                else PictureError(
+                    f"the PNG is damaged: there is no chunk where one should begin, at byte {at:,}", remedy=COPY_AGAIN
+                )
+            )
+        if at + 12 + length > len(data):
+            raise _cut_off(f"the PNG's last chunk needs {at + 12 + length - len(data):,} bytes more")
+        yield name, at + 8, at + 8 + length
+        at += 12 + length
+
+
+def _png(data: bytes) -> Header:
+    begin, width, height, bits, colour = _read(">4sIIBB", data, 12)
+    if begin != b"IHDR":
+        raise PictureError("the PNG does not begin with its header", remedy=SAVE_AGAIN)
+    orientation: int | None = None
+    by_xmp: int | None = None
+    several = False
+    for name, start, end in _chunks(data):
+        if name == b"eXIf":
+            orientation = _exif_orientation(data[start:end])
+        elif name == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0", start):
+            by_xmp = _xmp_orientation(data[start:end])
+        elif name == b"acTL":
+            several = _read(">I", data, start)[0] > 1
+    stored, turn = Size(width, height), orientation or by_xmp or 1
+    mode = _PNG_MODES.get(colour, "unknown")
+    return Header(_upright(stored, turn), stored, turn, "PNG", mode, bits, colour in (4, 6), several)
+
+
+def _bare_png(data: bytes, header: Header) -> bytes:
+    """The PNG with nothing but its pixels: libpng complains on stderr about broken extras, and unpacks compressed ones.
+    What it needs, and the checksums, are tested here, because libpng would say so on stderr too."""
+    parts, names = [data[:8]], set()
+    for name, start, end in _chunks(data):
+        if name not in _PNG_NEEDED:
+            continue
+        if zlib.crc32(memoryview(data)[start - 4 : end]) != _read(">I", data, end)[0]:
+            if (hole := data.find(_HOLE, start, end)) >= 0:
+                raise _hole(hole)
+            raise PictureError(f"the PNG is damaged: a wrong checksum in {name.decode()}", remedy=COPY_AGAIN)
+        names.add(name)
+        parts.append(data[start - 8 : end + 4])
+    if b"IDAT" not in names or (header.mode == "palette" and b"PLTE" not in names):
+        raise PictureError("the PNG is damaged: its pixels or its palette are missing", remedy=COPY_AGAIN)
+    return b"".join(parts)
+
+
+def _bmp(data: bytes) -> Header:
+    (begin, kind) = _read("<II", data, 10)
+    if kind == 12:
+        width, height, _, bits = _read("<HHHH", data, 18)
+        packing = 0
+    else:
+        width, height, _, bits, packing = _read("<iiHHI", data, 18)
+    height = abs(height)
+    need = begin + (width * bits + 31) // 32 * 4 * height if packing in (0, 3, 6) else _read("<I", data, 2)[0]
+    if width > 0 and len(data) < need:
+        raise _cut_off(f"the BMP has {len(data):,} bytes of {need:,}")
+    stored = Size(width, height)
+    return Header(stored, stored, 1, "BMP", "palette" if bits <= 8 else "rgb", min(bits, 8))
+
+
+def _webp(data: bytes) -> Header:
+    (length,) = _read("<I", data, 4)
+    if len(data) < 8 + length:
+        raise _cut_off(f"the WebP has {len(data):,} bytes of {8 + length:,}")
+    stored: Size | None = None
+    several = False
+    orientation: int | None = None
+    by_xmp: int | None = None
+    at, parts = 12, 0
+    while at + 8 <= min(len(data), 8 + length):
+        parts += 1
+        if parts > _MAX_PARTS:
+            raise _too_many("chunks")
+        name, size = _read("<4sI", data, at)
+        body = at + 8
+        if name == b"VP8X":
+            flags, a, b, c, d, e, f = _read("<B3x6B", data, body)
+            stored, several = Size(1 + a + (b << 8) + (c << 16), 1 + d + (e << 8) + (f << 16)), bool(flags & 2)
+        elif name == b"VP8 " and stored is None:
+            width, height = _read("<HH", data, body + 6)
+            stored = Size(width & 0x3FFF, height & 0x3FFF)
+        elif name == b"VP8L" and stored is None:
+            (packed,) = _read("<I", data, body + 1)
+            stored = Size((packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1)
+        elif name == b"EXIF":
+            orientation = _exif_orientation(data[body : body + size].removeprefix(b"Exif\0\0"))
+        elif name == b"XMP ":
+            by_xmp = _xmp_orientation(data[body : body + size])
+        at = body + size + size % 2
+    if stored is None:
+        raise PictureError("the WebP holds no picture", remedy=SAVE_AGAIN)
+    turn = orientation or by_xmp or 1
+    return Header(_upright(stored, turn), stored, turn, "WebP", "rgb", several=several)
+
+
+# -- TIFF, and EXIF, which is one --------------------------------------------------------------------------------------
+
+_TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
+_COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
+_ORIENTATION = 274
+_EXTRA_SAMPLES = 338
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """A whole-number entry of a TIFF directory: `number` values of the struct layout `layout`, at `place`."""
+
+    number: int
+    layout: str
+    place: int
+
+    def values(self, data: bytes) -> tuple[int, ...]:
+        if self.number > _MAX_PARTS:
+            raise _too_many("strips")
+        return _read(f"{self.layout[0]}{self.number}{self.layout[1]}", data, self.place)
+
+
+def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
+    """The whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = _read(order + "H", data, 2)[0] == 43
+    (at,) = _read(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = _read(order + ("Q" if big else "H"), data, at)
+    at += 8 if big else 2
+    if count > _MAX_PARTS:
+        raise _too_many("tags")
+    entry, inline = (20, 8) if big else (12, 4)
+    if at + count * entry > len(data):
+        raise _cut_off("the TIFF's directory is missing")
+    tags = {}
+    for place in range(at, at + count * entry, entry):
+        tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
+        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+        if letter is None:
+            continue
+        value = place + entry - inline
+        if number * struct.calcsize("<" + letter) > inline:
+            (value,) = _read(order + ("Q" if big else "I"), data, value)
+        tags[tag] = _Tag(number, order + letter, value)
+    (following,) = _read(order + ("Q" if big else "I"), data, at + count * entry)
+    return tags, following
+
+
+def _tiff(data: bytes) -> Header:
+    tags, following = _directory(data)
+
+    def values(tag: int, *default: int) -> tuple[int, ...]:
+        return (tag in tags and tags[tag].values(data)) or default
+
+    def first(tag: int, default: int) -> int:
+        return values(tag, default)[0]
+
+    bits, kind = max(values(258, 1)), first(339, 1)
+    if kind not in (1, 4) or bits > 16:
+        what = {2: "signed", 3: "floating-point"}.get(kind, "complex" if kind > 4 else "whole-number")
+        raise PictureError(f"a TIFF of {bits}-bit {what} samples cannot be shown in 8 bits", remedy=SAVE_AGAIN)
+    places, lengths = values(273) or values(324), values(279) or values(325)
+    end = max((place + length for place, length in zip(places, lengths, strict=False)), default=0)
+    if end > len(data):
+        raise _cut_off(f"the TIFF has {len(data):,} bytes of {end:,}")
+    stored, turn = Size(first(256, 0), first(257, 0)), _valid(first(_ORIENTATION, 1))
+    mode = _TIFF_MODES.get(first(262, 1), "unknown")
+    alpha = first(277, 1) > _COLOURS.get(mode, 1)
+    return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0)
+
+
+def _plain_tiff(data: bytes) -> bytes:
+    """The TIFF declared as upright, and its transparency as multiplied into the colours already (ExtraSamples 1).
+    Otherwise libtiff multiplies it in, where CVAT shows the plain colours; and OpenCV 4 and 5 turn it differently."""
+    tags = _directory(data)[0]
+    changes = [tags[name] for name in (_ORIENTATION, _EXTRA_SAMPLES) if name in tags]
+    if not changes:
+        return data
+    changed = bytearray(data)
+    for tag in changes:
+        if tag.number == 1:  # a single value lies in the directory itself
+            struct.pack_into(tag.layout, changed, tag.place, 1)
+    return bytes(changed)
+
+
+def _valid(orientation: int) -> int:
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _exif_orientation(block: bytes) -> int | None:
+    """The orientation of an EXIF block, None where it has none; a broken block has none."""
+    if block[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    try:
+        tag = _directory(block)[0].get(_ORIENTATION)
+        return _valid(tag.values(block)[0]) if tag and tag.number else None
+    except PictureError:
+        return None
+
+
+def _xmp_orientation(packet: bytes) -> int | None:
+    found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', packet)
+    return _valid(int(found[1])) if found else None
+
+
+_READERS: dict[bytes, Callable[[bytes], Header]] = {
+    b"\xff\xd8": _jpeg,
+    b"\x89PNG\r\n\x1a\n": _png,
+    b"II*\0": _tiff,
+    b"MM\0*": _tiff,
+    b"II+\0": _tiff,
+    b"MM\0+": _tiff,
+    b"BM": _bmp,
+    b"RIFF": _webp,
+}
