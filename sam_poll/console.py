@@ -186,8 +186,9 @@ def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         loaded = [shown(worker[key]) if worker.get(key) else "loading" for key in ("model", "device")]
         beat = worker.get("beat_s")
         ago = f"{beat:.0f} s ago" if isinstance(beat, (int, float)) else "?"
-        alarms = ", ".join(shown(alarm["kind"]) for alarm in alarms_of(worker))
-        rows.append([*named, *loaded, ago if worker.get("alive") else f"dead, {ago}", alarms])
+        alive = worker.get("alive")
+        alarms = ", ".join(shown(alarm["kind"]) for alarm in alarms_of(worker)) if alive else ""
+        rows.append([*named, *loaded, ago if alive else f"dead, {ago}", alarms])
     return rows
 
 

@@ -1,8 +1,9 @@
 """Is the daemon alive, and who hears of it: systemd's watchdog, a heartbeat file, the alarm `stuck`.
 
-A process that exists proves nothing. What counts is that its two loops move: the one that looks for jobs (`intake`) and
-the one that feeds the network (`device`). As long as both have moved within `stuck_s`, systemd gets its WATCHDOG=1 and
-the heartbeat file is touched; when one has not, both stop, and the alarm names it.
+A process that exists proves nothing. What counts is that its two loops move, the one that looks for jobs (`intake`) and
+the one that feeds the network (`device`), and that jobs at work come to an end: one that hangs while it reads or writes
+a file moves no loop. As long as all have moved within `stuck_s`, systemd gets its WATCHDOG=1 and the heartbeat file is
+touched; when one has not, both stop, and the alarm names it.
 
 What can still go wrong here: a single call that really takes longer than `stuck_s` (a large network on a CPU) looks
 like a hang; a heartbeat file on a share that hangs stops this thread, too, which ends the same way.
@@ -27,7 +28,11 @@ from sam_poll.types import Engine, ModelInfo
 
 _TICK_S = 1.0
 _SEND_S = 1.0
-_STUCK = {"scan": "does the share hang?", "device loop": "does the driver hang, or is stuck_s too short for the model?"}
+_STUCK = {
+    "the scan has not moved": "does the share hang?",
+    "the device loop has not moved": "does the driver hang, or is stuck_s too short for the model?",
+    "no job at work has ended": "does the share hang, or is stuck_s too short for the model?",
+}
 
 
 class Signs:
@@ -134,6 +139,7 @@ class Monitor:
         self._summary, self._every_s = summary, min(every_s, stuck_s / 4)
         self._status = ""
         self._stopping = False
+        self._jobs, self._ended = Pulse(), -1
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -161,18 +167,26 @@ class Monitor:
         """One look: False when a loop is stuck. After `stop` nothing is: the end has a limit of its own."""
         if self._stop.is_set():
             self._say_stopping()
-        loops: dict[str, Pulse] = {"scan": self._signs.intake, "device loop": self._signs.device}
-        stuck = [name for name, pulse in loops.items() if pulse.age > self._stuck_s and not self._stop.is_set()]
-        if stuck:
-            # Without the age, which would make each look's message a new one for the log.
-            told = [f"the {name} has not moved for over {self._stuck_s:g} s: {_STUCK[name]}" for name in stuck]
-            self._signs.alarms.raise_("stuck", "; ".join(told))
+        self._look_at_jobs()
+        pulses = zip(_STUCK.items(), (self._signs.intake, self._signs.device, self._jobs), strict=True)
+        # Without the age, which would make each look's message a new one for the log.
+        stuck = [f"{what} for over {self._stuck_s:g} s: {why}" for (what, why), p in pulses if p.age > self._stuck_s]
+        if stuck and not self._stop.is_set():
+            self._signs.alarms.raise_("stuck", "; ".join(stuck))
         else:
             self._signs.alarms.clear("stuck")
             self._heartbeat.touch()
             self._notify("WATCHDOG=1")
         self._say_status()
-        return not stuck
+        return "stuck" not in self._signs.alarms
+
+    def _look_at_jobs(self) -> None:
+        """Jobs move when there are none, when one has ended, and while their answers are tried again and again."""
+        now = self._signs.stats.now()
+        ended = now.answered + now.rejected + sum(now.released.values())
+        if not now.at_work or ended != self._ended or "output" in self._signs.alarms:
+            self._ended = ended
+            self._jobs.beat()
 
     def _say_status(self) -> None:
         status = shown(self._summary())

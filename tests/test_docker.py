@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from sam_poll import settings
+from sam_poll.health import Heartbeat
 from sam_poll.pipeline import Sizes
 from tests.test_docs import parse
 
@@ -105,19 +107,34 @@ def test_the_two_differ_in_torch_and_the_card_only() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="runs a POSIX shell")
 @dockerfiles
-def test_the_health_check_wants_a_share_that_can_be_written(name: str, tmp_path: Path) -> None:
+def test_the_health_check_wants_a_heartbeat_of_the_last_minute(name: str, tmp_path: Path) -> None:
     command = yaml.safe_load(last(name, "HEALTHCHECK").partition("CMD ")[2])
+    alive = tmp_path / "it is alive"
 
-    def healthy(**more: str) -> bool:
-        env = {"PATH": os.environ["PATH"], "SAM_POLL_INPUT": str(tmp_path / "in"), **more}
-        return subprocess.run(command, env=env, check=False, timeout=60).returncode == 0
+    def healthy() -> bool:
+        env = {"PATH": os.environ["PATH"], "SAM_POLL_HEALTH__FILE": str(alive)}
+        return subprocess.run(command, env=env, check=False, capture_output=True, timeout=60).returncode == 0
 
     assert not healthy()
-    (tmp_path / "in").mkdir()
-    assert not healthy(), "the daemon makes `work` when it has proved the share"
-    (tmp_path / "work").mkdir()
+    Heartbeat(alive).touch()
     assert healthy()
-    assert not healthy(SAM_POLL_WORK=str(tmp_path / "elsewhere"))
+    for age, well in ((50, True), (70, False), (4000, False)):
+        os.utime(alive, (time.time() - age, time.time() - age))
+        assert healthy() is well, age
+
+
+@dockerfiles
+def test_the_heartbeat_is_where_any_user_may_write_and_the_model_may_take_its_time(name: str) -> None:
+    environment = dict(word.split("=", 1) for word in shlex.split(last(name, "ENV")))
+    made = settings.load(None, env=environment)
+    assert str(made.health.file).startswith("/tmp/")
+    (seconds,) = re.findall(r"--start-period=(\d+)s", last(name, "HEALTHCHECK"))
+    assert int(seconds) > made.load_timeout_s
+
+
+@dockerfiles
+def test_metrics_can_be_switched_on_without_installing_anything(name: str) -> None:
+    assert any("'/src[metrics]'" in value for key, value in instructions(name) if key == "RUN")
 
 
 @dockerfiles

@@ -70,7 +70,9 @@ class Frozen(Pulse):
 
 def monitor(signs: Signs, stop: threading.Event | None = None, **more: Any) -> Monitor:
     signs.intake, signs.device = Frozen(), Frozen()
-    return Monitor(signs, stop or threading.Event(), stuck_s=300.0, **more)
+    made = Monitor(signs, stop or threading.Event(), stuck_s=300.0, **more)
+    made._jobs = Frozen()
+    return made
 
 
 # ── what counts as alive ──
@@ -96,6 +98,26 @@ def test_a_loop_that_stands_still_is_named_and_nobody_is_told_that_all_is_well(
     assert all(words in alarm.message for words in said)
     assert "WATCHDOG=1" not in systemd.lines()
     assert not (tmp_path / "alive").exists()
+
+
+def test_jobs_that_hang_where_no_loop_sees_it_are_stuck_and_one_that_ends_is_enough() -> None:
+    signs = Signs()
+    watch = monitor(signs)
+
+    def look_after(seconds: float) -> bool:
+        watch._jobs.frozen += seconds  # type: ignore[attr-defined]
+        return watch.look()
+
+    assert look_after(999.0), "nothing is at work"
+    signs.stats.took()
+    signs.stats.took()
+    assert look_after(299.0)
+    assert not look_after(2.0)
+    assert "no job at work has ended for over 300 s: does the share hang" in signs.alarms.active()[0].message
+    signs.stats.released()
+    assert look_after(0.0)
+    signs.alarms.raise_("output", "disk full")
+    assert look_after(999.0), "an answer that is tried again and again is not stuck"
 
 
 def test_loops_that_move_are_told_to_systemd_and_by_the_file(systemd: Socket, tmp_path: Path) -> None:
