@@ -134,10 +134,11 @@ def _load(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
-        said = error.msg[:1].lower() + error.msg[1:]
+        said = re.sub(r"(:| starting| at)* *$", "", error.msg[:1].lower() + error.msg[1:])
         reason = "something follows the end of the JSON" if said == "extra data" else f"not JSON: {said}"
+        ends = error.pos >= len(text.rstrip()) or said.startswith("unterminated")
         where = f"line {error.lineno}, column {error.colno}"
-        raise PromptError(reason, place=where, remedy=_COPY if error.pos >= len(text.rstrip()) else _MEND) from None
+        raise PromptError(reason, place=where, remedy=_COPY if ends else _MEND) from None
     except RecursionError:
         raise PromptError(_DEEP, place=_deep_place(text), remedy=SEE) from None
 
