@@ -103,6 +103,12 @@ class UnfinishedError(PictureError):
     """The picture is not all there, or not (yet) the file its prompt names: it may still be on its way."""
 
 
+class LostError(SamPollError):
+    """The job is no longer ours: another daemon has taken it over. Nothing is lost but our work on it."""
+
+    code = "lost"
+
+
 class PoisonError(InputError):
     """The job has ended its process more often than may be."""
 

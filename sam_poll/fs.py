@@ -25,17 +25,45 @@ def write_whole(path: Path, body: bytes) -> None:
 
     Raises OSError; the temporary file is gone then. The folder itself is flushed by `sync_folder`, once for many files.
     """
-    temporary = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp")
-    try:
+    with Whole() as files:
+        files.write(path, body)
+        files.show()
+
+
+class Whole:
+    """Several files that appear whole, and all at about the same time: `write` each, then `show` them.
+
+    `owner` names the writer in the temporary names, so that what a dead one left behind can be told. What has not been
+    shown when the `with` ends is removed.
+    """
+
+    def __init__(self, owner: str | None = None) -> None:
+        self._owner = owner or f"{os.getpid()}-{threading.get_ident()}"
+        self._files: list[tuple[Path, Path]] = []
+
+    def write(self, path: Path, body: bytes) -> None:
+        """Write under a temporary name in the same folder, and flush to disk."""
+        temporary = path.with_name(f"{TEMP_PREFIX}{self._owner}-{next(_serial)}.tmp")
+        self._files.append((temporary, path))
         with temporary.open("wb") as file:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+
+    def show(self) -> None:
+        """Give the files their names."""
+        while self._files:
+            temporary, path = self._files[0]
+            temporary.replace(path)
+            self._files.pop(0)
+
+    def __enter__(self) -> Whole:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for temporary, _ in self._files:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -55,12 +83,33 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename, and look again where it fails: on a network share the answer may be lost, not the deed.
+
+    A server that is asked a second time, because its first answer did not arrive, says that there is no such file.
+    """
+    before = source.lstat()
+    try:
+        source.rename(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            after = target.lstat()
+            if (after.st_ino, after.st_dev) == (before.st_ino, before.st_dev) and not exists(source):
+                return
+        raise
+
+
 def move_new(source: Path, target: Path) -> None:
     """Rename within one file system, creating the target's folder; FileExistsError if the target is taken."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "already there", str(target))
-    source.rename(target)
+    try:
+        rename(source, target)
+    except FileNotFoundError:
+        if exists(target.parent) or not exists(source):
+            raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        rename(source, target)
 
 
 def exists(path: Path) -> bool:

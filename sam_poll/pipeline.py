@@ -3,36 +3,36 @@
     door.jobs() ─▶ decode pool ─▶ device thread ─▶ finish pool ─▶ door.deliver() | door.reject()
 
 The number of jobs between the doors is bounded, so a slow share slows the intake down instead of filling the memory.
-One bad job never stops the others; only a device that has failed for good (`DeviceError`) ends the run.
+One bad job never stops the others; only a device that has failed for good (`DeviceError`) ends the run. While the
+surroundings are sick (answers cannot be written, pictures not be read), no further jobs are taken in.
 
-What can still go wrong here: a picture library that crashes the process on hostile bytes takes the run with it (the
-jobs in `work/` come back at the next start).
+What can still go wrong here: a picture library that crashes the process on hostile bytes takes the run with it. Its job
+and its neighbours stay claimed and come back; each is then run alone (`Job.attempt`), which tells the culprit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import os
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from loguru import logger
 
-from sam_poll import geometry, images, prompts
-from sam_poll.errors import DeviceError, InputError, PictureError, SamPollError
+from sam_poll import bytesof, geometry, images, prompts
+from sam_poll.alarms import Alarms
+from sam_poll.embeddings import Embeddings
+from sam_poll.errors import DeviceError, InputError, LostError, PictureError, SamPollError, UnfinishedError
 from sam_poll.fs import shown
-from sam_poll.stats import Stats
+from sam_poll.stats import Pulse, Stats
 from sam_poll.types import (
     Door,
-    Embedding,
     Engine,
     Everything,
     Format,
@@ -47,10 +47,11 @@ from sam_poll.types import (
 )
 
 _POLL_S = 0.1
+_IDLE_S = 1.0
 _SICK_S = 1.0
-_MAX_BYTES = 2 << 30
-_NOT_A_PICTURE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
-_BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+_LONGEST_SICK_S = 30.0
+_SICK_READS = 3  # pictures in a row that cannot be read: it is the share, not the pictures
+_BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,8 @@ class _Task:
     info: ModelInfo | None = None
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
-
-
-class _Embeddings:
-    """The last pictures' embeddings, by content: ten prompts for one picture cost one encoding. Device thread only."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit, self._bytes = limit_bytes, 0
-        self._kept: OrderedDict[tuple[str, int], Embedding] = OrderedDict()
-
-    def get(self, key: tuple[str, int]) -> Embedding | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def put(self, key: tuple[str, int], embedding: Embedding) -> None:
-        self._kept[key] = embedding
-        self._bytes += embedding.nbytes
-        while self._bytes > self._limit and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._bytes = 0
+    left: bool = False  # on the device when it failed
+    refused: bool = False  # its outputs cannot be written under its name
 
 
 class Pipeline:
@@ -112,14 +92,22 @@ class Pipeline:
         *,
         sizes: Sizes | None = None,
         stats: Stats | None = None,
+        alarms: Alarms | None = None,
+        intake: Pulse | None = None,
+        device: Pulse | None = None,
         on_result: Callable[[Result], None] | None = None,
     ) -> None:
+        self._alarms, self._intake_pulse, self._device_pulse = alarms or Alarms(), intake or Pulse(), device or Pulse()
         self._engine, self._formats, self._on_result = engine, list(formats), on_result
         self._sizes, self.stats = sizes or Sizes(), stats or Stats()
-        self._embeddings = _Embeddings(self._sizes.cache_mib << 20)
+        self._embeddings = Embeddings(self._sizes.cache_mib << 20)
         self._device_queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._fatal: DeviceError | None = None
         self._hurry = threading.Event()
+        self._lock = threading.Lock()
+        self._unwritten: set[_Task] = set()
+        self._unread = 0
+        self._not_before = 0.0
 
     def run(self, door: Door, stop: threading.Event) -> None:
         """Work until there is nothing left or `stop` is set, then finish what runs. DeviceError: the device is gone;
@@ -130,6 +118,7 @@ class Pipeline:
         sizes = self._sizes
         depth = sizes.decode_threads + sizes.queue + max(1, self._engine.batch) + sizes.finish_threads
         slots = threading.BoundedSemaphore(depth)
+        self._depth = depth
         device = threading.Thread(target=self._device_loop, name="device", daemon=True)
         with (
             ThreadPoolExecutor(sizes.decode_threads, "decode") as self._decoders,
@@ -154,6 +143,10 @@ class Pipeline:
         ending = _Either(stop, lambda: self._fatal is not None)
         with contextlib.closing(door.jobs(ending)) as jobs:  # type: ignore[arg-type]
             while not ending.is_set():
+                self._intake_pulse.beat()
+                if self._is_sick():
+                    ending.wait(_POLL_S)
+                    continue
                 if not self._slots.acquire(timeout=_POLL_S):
                     continue
                 job = next(jobs, None)
@@ -161,7 +154,26 @@ class Pipeline:
                     self._slots.release()
                     return
                 self.stats.took()
-                self._decoders.submit(self._guarded, self._decode, _Task(job))
+                task = _Task(job)
+                if job.attempt > 1:
+                    self._alone(task, ending)
+                else:
+                    self._decoders.submit(self._guarded, self._decode, task)
+
+    def _is_sick(self) -> bool:
+        return bool(self._unwritten) or time.monotonic() < self._not_before
+
+    def _alone(self, task: _Task, ending: _Either) -> None:
+        """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
+        other job is blamed for it."""
+        others = 0
+        while others < self._depth - 1 and not ending.is_set():
+            others += self._slots.acquire(timeout=_POLL_S)
+            self._intake_pulse.beat()
+        self._decoders.submit(self._guarded, self._decode, task)
+        while not (ended := self._slots.acquire(timeout=_POLL_S)) and not ending.is_set():
+            self._intake_pulse.beat()
+        self._slots.release(others + ended) if others + ended else None
 
     def _drain(self, depth: int, stop: threading.Event) -> None:
         """Wait until every slot is back; after `stop`, no longer than `drain_s`."""
@@ -180,11 +192,28 @@ class Pipeline:
 
     def _guarded(self, stage: Callable[[_Task], None], task: _Task) -> None:
         """Run a stage; whatever goes wrong with this job ends this job only."""
+        if task.left:
+            return
         if self._hurry.is_set() or self._fatal:
             self._release(task)
             return
+        job = task.job
+        try:
+            with logger.contextualize(job=job.id, generation=job.generation, attempt=job.attempt):
+                self._run_stage(stage, task)
+        except Exception:  # noqa: BLE001  a thread of the pools must not end with it
+            logger.exception("job {}: an error while another was handled", shown(job.id))
+
+    def _run_stage(self, stage: Callable[[_Task], None], task: _Task) -> None:
         try:
             stage(task)
+        except LostError as error:
+            self._lost(task, error)
+        except UnfinishedError as error:
+            if error is task.job.fault:  # it has had its time
+                self._reject(task, error)
+                return
+            self._give_back(task, partial(self._door.defer, task.job, error), error)
         except SamPollError as error:
             self._reject(task, error)
         except MemoryError:
@@ -192,9 +221,8 @@ class Pipeline:
             self._reject(task, InputError("not enough main memory for this job", remedy=remedy))
         except OSError as error:
             # The surroundings are sick, not the job: it goes back and waits.
-            logger.error("job {} goes back: {}", shown(task.job.id), error)
-            self._stop.wait(_SICK_S)
-            self._release(task)
+            self._note_unread()
+            self._give_back(task, partial(self._door.release, task.job, error), error)
         except Exception as error:  # noqa: BLE001  one job's surprise must not end the daemon
             logger.opt(exception=True).error("job {}: unexpected {}", shown(task.job.id), type(error).__name__)
             reason = f"unexpected {type(error).__name__}: {error}"
@@ -211,21 +239,32 @@ class Pipeline:
                 remedy="give points or boxes",
             )
         with _timed(task, "decode"):
-            data = _read(job.picture) if isinstance(job.picture, Path) else job.picture
-            _check_bytes(job, data)
+            data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
+            self._unread = 0
+            bytesof.check(job, data)
             info, sizes = self._engine.info, self._sizes
             cover = max(info.side, sizes.cover)
             try:
                 task.picture = images.decode(data, cover=cover, both=info.family != "sam1", max_pixels=sizes.max_pixels)
             except PictureError as error:
-                error.place = error.place or _file_name(job)
+                error.place = error.place or bytesof.name(job)
                 raise
+            finally:
+                if isinstance(job.picture, Path):
+                    bytesof.check_unchanged(job.picture, seen)
             task.prompts = prompts.fit(job.prompts, task.picture.size)
             task.prepared = self._engine.prepare(task.picture)
         self._device_queue.put(task)
 
     def _device_loop(self) -> None:
-        while (first := self._device_queue.get()) is not None:
+        while True:
+            self._device_pulse.beat()
+            try:
+                first = self._device_queue.get(timeout=_IDLE_S)
+            except queue.Empty:
+                continue
+            if first is None:
+                break
             batch, more = [first], True
             while more and len(batch) < self._engine.batch:
                 try:
@@ -239,6 +278,7 @@ class Pipeline:
                     batch.append(task)
             self._encode(batch)
             for task in batch:
+                self._device_pulse.beat()
                 self._guarded(self._predict, task)
         self._embeddings.clear()
 
@@ -250,6 +290,9 @@ class Pipeline:
         started = time.monotonic()
         try:
             made = self._engine.encode([t.prepared for t in fresh.values() if t.prepared])
+        except DeviceError as error:
+            self._fail(error, batch)
+            return
         except Exception as error:  # noqa: BLE001  each job is tried alone next
             logger.debug("a batch of {} failed ({}); its pictures are tried one by one", len(fresh), error)
             return
@@ -270,9 +313,7 @@ class Pipeline:
                 task.logits = self._engine.decode(embedding, task.prompts)
             task.info = self._engine.info
         except DeviceError as error:
-            logger.critical("{}", error)
-            self._fatal = error
-            self._release(task)
+            self._fail(error, [task])
             return
         task.prepared = None
         self._finishers.submit(self._guarded, self._finish, task)
@@ -311,6 +352,15 @@ class Pipeline:
                 logger.exception("the result's listener failed")
         self._slots.release()
 
+    def _fail(self, error: DeviceError, tasks: list[_Task]) -> None:
+        """The device is gone. The jobs that were on it stay claimed: each may be the reason, so this run counts."""
+        logger.critical("{}", error)
+        self._fatal = error
+        for task in tasks:
+            task.left = True
+            self.stats.released()
+            self._slots.release()
+
     # ── ends ──
 
     def _reject(self, task: _Task, error: SamPollError) -> None:
@@ -324,30 +374,79 @@ class Pipeline:
         self._slots.release()
 
     def _release(self, task: _Task) -> None:
+        self._give_back(task, partial(self._door.release, task.job), None)
+
+    def _give_back(self, task: _Task, give: Callable[[], None], why: Exception | None) -> None:
+        name = shown(task.job.id)
         try:
-            self._door.release(task.job)
+            give()
+            if why:
+                logger.warning("job {} goes back: {}", name, shown(why))
+        except LostError as error:
+            logger.warning("job {}: {}", name, error)
         except OSError as error:
-            logger.warning("job {} stays in work/ until the next start: {}", shown(task.job.id), error)
+            logger.warning("job {} stays in work/, to be taken over: {}", name, error)
         self.stats.released()
         self._slots.release()
 
+    def _lost(self, task: _Task, error: LostError) -> None:
+        logger.warning("job {}: {}", shown(task.job.id), error)
+        self._gone(task)
+
+    def _gone(self, task: _Task) -> None:
+        self.stats.released()
+        self._slots.release()
+
+    def _note_unread(self) -> None:
+        """After a few pictures in a row that cannot be read, the share is to blame: wait before taking more."""
+        self._unread += 1
+        if self._unread >= _SICK_READS:
+            pause = min(_SICK_S * 2 ** (self._unread - _SICK_READS), _LONGEST_SICK_S)
+            self._not_before = time.monotonic() + pause
+
     def _persist(self, act: Callable[[], None], task: _Task) -> bool:
-        """Deliver or reject, again and again while the surroundings are sick. False: gave up, the job is released."""
+        """Deliver or reject, again and again while the surroundings are sick. False: the job is over another way."""
         pause = 0.5
-        while True:
-            try:
-                act()
-                return True
-            except OSError as error:
-                if error.errno in _BAD_NAME:
-                    reason = f"its outputs cannot be written: {error.strerror}"
-                    raise InputError(reason, remedy="a shorter, plainer name") from error
-                if self._hurry.is_set() or self._stop.is_set():
-                    self._release(task)
-                    return False
-                logger.error("job {} cannot be put away ({}); next try in {:g} s", shown(task.job.id), error, pause)
-            self._stop.wait(pause)
-            pause = min(pause * 2, 30.0)
+        try:
+            while True:
+                try:
+                    act()
+                    return True
+                except OSError as error:
+                    if error.errno in _BAD_NAME and not task.refused:
+                        task.refused = True
+                        reason = f"its outputs cannot be written: {error.strerror}"
+                        raise InputError(
+                            reason, place=shown(error.filename2 or error.filename or task.job.id), remedy="another name"
+                        ) from error
+                    if self._hurry.is_set() or self._stop.is_set():
+                        self._release(task)
+                        return False
+                    self._note_unwritten(task, error)
+                self._stop.wait(pause)
+                pause = min(pause * 2, _LONGEST_SICK_S)
+        except LostError as error:
+            self._lost(task, error)
+            return False
+        finally:
+            self._note_written(task)
+
+    def _note_unwritten(self, task: _Task, error: OSError) -> None:
+        with self._lock:
+            self._unwritten.add(task)
+            waiting = len(self._unwritten)
+        # Without the file's name, which differs from job to job: one trouble, one alarm.
+        self._alarms.raise_(
+            "output", f"answers cannot be put away ({error.strerror or error}); they are kept and tried again"
+        )
+        logger.debug("job {} cannot be put away ({}); {} wait", shown(task.job.id), error, waiting)
+
+    def _note_written(self, task: _Task) -> None:
+        with self._lock:
+            self._unwritten.discard(task)
+            over = not self._unwritten
+        if over:
+            self._alarms.clear("output")
 
     def _key(self, task: _Task) -> tuple[str, int]:
         assert task.prepared is not None
@@ -376,38 +475,6 @@ class _timed:  # noqa: N801  reads as a word in a `with`
 
     def __exit__(self, *exc: object) -> None:
         self._task.timings[self._stage] = (time.monotonic() - self._started) * 1000
-
-
-def _read(path: Path) -> bytes:
-    """A picture's bytes; never through a link, never blocking on a pipe. Other OSErrors mean a sick share."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in _NOT_A_PICTURE:
-            raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name)) from error
-        raise
-    with os.fdopen(handle, "rb") as file:
-        size = os.fstat(handle).st_size
-        if size > _MAX_BYTES:
-            raise PictureError(
-                f"the file has {size >> 20} MiB; at most {_MAX_BYTES >> 20} are read", place=shown(path.name)
-            )
-        return file.read()
-
-
-def _check_bytes(job: Job, data: bytes) -> None:
-    """Whether the picture is the very file that the prompt names, if it does."""
-    differs = None
-    if job.nbytes is not None and job.nbytes != len(data):
-        differs = f"has {len(data):,} bytes, but the prompt's image_bytes says {job.nbytes:,}"
-    elif job.sha256 is not None and job.sha256 != hashlib.sha256(data).hexdigest():
-        differs = "is not the file whose SHA-256 the prompt's image_sha256 names"
-    if differs:
-        raise PictureError(differs, place=_file_name(job), remedy="copy the picture again, or mend the prompt")
-
-
-def _file_name(job: Job) -> str | None:
-    return shown(job.picture.name) if isinstance(job.picture, Path) else None
 
 
 def _log_answer(result: Result) -> None:

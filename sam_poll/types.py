@@ -222,12 +222,14 @@ class Document:
 
 
 class Door(Protocol):
-    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, `defer`, from any thread.
+    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, `defer`, from any
+    thread.
 
     `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
     Closing it gives back what it has claimed and not handed out.
     `deliver` and `reject` raise OSError when the surroundings are sick; the caller tries again or releases.
-    `release` gives the job back, as if it had not been claimed.
+    LostError from any of them: the job is not this door's any more, and needs no further call.
+    `release` gives the job back, as if it had not been claimed; with `trouble` reading it, not to be offered at once.
     `defer` gives it back because its picture is not complete, or not the one meant; the door offers it again when the
     picture has changed, and rejects it with `error` when it has not for a while.
     """
@@ -235,7 +237,7 @@ class Door(Protocol):
     def jobs(self, stop: Event) -> Generator[Job, None, None]: ...
     def deliver(self, job: Job, documents: Sequence[Document]) -> None: ...
     def reject(self, job: Job, error: SamPollError) -> None: ...
-    def release(self, job: Job) -> None: ...
+    def release(self, job: Job, trouble: OSError | None = None) -> None: ...
     def defer(self, job: Job, error: SamPollError) -> None: ...
 
 

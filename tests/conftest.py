@@ -22,6 +22,7 @@ import pytest
 from loguru import logger
 
 from sam_poll import formats
+from sam_poll.doors.claims import listing
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
@@ -83,7 +84,13 @@ class Share:
         """The files of one folder, relative to it."""
         root = getattr(self.layout, folder)
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-        return sorted(n for n in names if n != ".sam_poll-lock")
+        return sorted(n for n in names if n not in (".sam_poll-share",) and not n.startswith(".sam_poll-worker-"))
+
+    def at_work(self) -> dict[str, Path]:
+        """The files in claims by the names they had in `in/`, and where they lie now."""
+        claims = [c for c in listing(self.layout.work)[0] if c.hold]
+        files = [(c, name) for c in claims if c.path.is_dir() for name in (p.name for p in c.path.iterdir())]
+        return {f"{c.folder}/{name}".lstrip("/"): c.path / name for c, name in files}
 
     def error(self, name: str) -> dict[str, Any]:
         """A rejected job's error file."""

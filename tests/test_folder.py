@@ -13,11 +13,14 @@ import cv2
 import pytest
 
 from sam_poll.doors.folder import FolderDoor
-from sam_poll.doors.layout import Layout, Lock, prove, recover, retry, status
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.proof import prove
+from sam_poll.doors.report import retry, status
 from sam_poll.doors.scan import Manners, Scanner
 from sam_poll.doors.settle import Hint
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError, ExitCode, ShareError
+from sam_poll.fs import Whole
 from sam_poll.images import decode
 from sam_poll.types import Document
 from tests.conftest import BOX, Daemon, Share, make_pipeline, picture_bytes, wait_until
@@ -359,30 +362,31 @@ def test_the_folder_may_vanish_and_come_back(share: Share, logged: list[str]) ->
 
 
 def test_a_full_disk_while_delivering_makes_the_job_wait(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sam_poll.doors.folder as folder
-
     calls = []
+    really = Whole.write
 
-    def full(path: Path, body: bytes) -> None:
+    def full(self: Whole, path: Path, body: bytes) -> None:
         calls.append(path)
         if len(calls) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        path.write_bytes(body)
+        really(self, path, body)
 
-    monkeypatch.setattr(folder, "write_whole", full)
+    monkeypatch.setattr(Whole, "write", full)
     share.pair("dog")
     done = share.run_once()
     assert (done.answered, done.rejected) == (1, 0)
     assert len(calls) == 3
+    assert share.tree("output") == ["dog.mask.png"]
 
 
 def test_inputs_that_vanish_while_at_work_do_not_hold_the_daemon_up(share: Share, logged: list[str]) -> None:
     gate = threading.Event()
+    engine = FakeEngine(batch=1, gate=gate)
     share.pair("dog")
-    with Daemon(share, FakeEngine(batch=1, gate=gate), quiet_s=0.0, rescan_s=0.05) as daemon:
-        wait_until(lambda: share.tree("work") == ["dog.jpg", "dog.json"])
-        for name in ("dog.jpg", "dog.json"):
-            (share.layout.work / name).unlink()
+    with Daemon(share, engine, quiet_s=0.0, rescan_s=0.05) as daemon:
+        wait_until(lambda: engine.calls["encode"])
+        for path in share.at_work().values():
+            path.unlink()
         gate.set()
         share.move_in("cat.jpg", picture_bytes())
         share.move_in("cat.json", BOX)
@@ -397,7 +401,7 @@ def test_a_name_too_long_for_its_outputs_is_refused(share: Share) -> None:
     assert any(name.endswith(".error.json") for name in share.tree("failed"))
 
 
-def test_a_dead_device_puts_every_job_back(share: Share) -> None:
+def test_a_dead_device_leaves_its_job_claimed_and_puts_the_others_back(share: Share) -> None:
     for n in range(5):
         share.pair(f"dog{n}")
     engine = FakeEngine(batch=1)
@@ -405,8 +409,10 @@ def test_a_dead_device_puts_every_job_back(share: Share) -> None:
     with pytest.raises(DeviceError) as raised:
         share.run_once(engine)
     assert raised.value.exit_code is ExitCode.DEVICE
-    assert len(share.tree("input")) == 10
-    assert share.tree("work") == share.tree("failed") == []
+    assert len(share.tree("input")) == 8
+    assert len(share.at_work()) == 2
+    assert share.tree("failed") == []
+    assert share.run_once().answered == 5
 
 
 def test_a_surprise_in_one_job_rejects_that_job_only(share: Share) -> None:
@@ -448,61 +454,6 @@ def test_jobs_that_do_not_finish_in_time_go_back(share: Share) -> None:
         gate.set()
         thread.join(30)
     assert share.tree("work") == []
-
-
-def test_what_a_killed_run_left_in_work_comes_back_as_a_pair(share: Share) -> None:
-    share.pair("cam1/dog")
-    prove(share.layout)
-    for name in ("cam1/dog.jpg", "cam1/dog.json"):
-        (share.layout.work / name).parent.mkdir(exist_ok=True)
-        (share.layout.input / name).rename(share.layout.work / name)
-    (share.layout.output / "cam1").mkdir()
-    (share.layout.output / "cam1" / ".sam_poll-1-2-3.tmp").write_bytes(b"half")
-    assert share.run_once().answered == 1
-    assert share.tree("work") == []
-    assert share.tree("output") == ["cam1/dog.mask.png"]
-
-
-def test_recovery_never_overwrites_what_came_meanwhile(share: Share) -> None:
-    prove(share.layout)
-    for name in ("dog.jpg", "dog.json", "dog.left.json"):
-        (share.layout.work / name).write_bytes(b"old")
-    share.drop("dog.json", "new")
-    assert recover(share.layout) == 3
-    assert share.tree("input") == ["dog.json", "dog.left~2.json", "dog~2.jpg", "dog~2.json"]
-    assert (share.layout.input / "dog.json").read_text() == "new"
-
-
-def test_a_second_daemon_on_the_same_share_is_refused_and_told_who_has_it(share: Share) -> None:
-    prove(share.layout)
-    with Lock(share.layout), pytest.raises(ShareError, match=f"process {os.getpid()}"), FolderDoor(share.layout):
-        pass
-    with FolderDoor(share.layout):
-        pass  # free again
-
-
-def test_leftovers_that_cannot_be_recovered_are_named_and_the_lock_is_let_go(
-    share: Share, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sam_poll.doors.folder as folder
-
-    def denied(layout: Layout) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", str(layout.work / "dog.jpg"))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folder, "recover", denied)
-        with pytest.raises(ShareError, match="Permission denied") as raised, FolderDoor(share.layout):
-            pass
-    assert "dog.jpg" in str(raised.value)
-    with FolderDoor(share.layout):
-        pass
-
-
-def test_a_lock_of_another_user_is_named(share: Share) -> None:
-    prove(share.layout)
-    (share.layout.work / ".sam_poll-lock").mkdir()  # cannot be opened for writing, even by root
-    with pytest.raises(ShareError, match="cannot be used"), FolderDoor(share.layout):
-        pass
 
 
 def test_a_share_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -202,14 +202,16 @@ def test_a_prompt_outside_its_picture_is_rejected_with_the_place() -> None:
 
 
 @pytest.mark.parametrize("call", ["encode", "decode"])
-def test_a_dead_device_ends_the_run_and_every_job_is_answered_or_given_back(call: Any) -> None:
+def test_a_dead_device_ends_the_run_what_was_on_it_stays_claimed_and_the_rest_goes_back(call: Any) -> None:
     engine = FakeEngine(batch=2)
     engine.fail(call, DeviceError("CUDA error: unspecified launch failure"), at=3, times=1000)
     door = MemoryDoor([job(f"j{n}", n) for n in range(20)])
     with pytest.raises(DeviceError):
         run(door, engine)
     assert not door.rejected
-    assert len(door.delivered) + len(door.released) == door.handed < 20
+    on_it = door.handed - len(door.delivered) - len(door.released)
+    assert 1 <= on_it <= engine.batch
+    assert door.handed < 20
 
 
 def test_a_listener_that_fails_does_not_undo_the_answer() -> None:

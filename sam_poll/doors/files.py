@@ -47,7 +47,7 @@ class FilesDoor:
         """Tell the caller; the input stays where it is."""
         self._on_reject(job, error)
 
-    def release(self, job: Job) -> None:
+    def release(self, job: Job, trouble: OSError | None = None) -> None:
         """Nothing to put back."""
 
     def defer(self, job: Job, error: SamPollError) -> None:

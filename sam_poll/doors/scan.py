@@ -12,6 +12,7 @@ import itertools
 import os
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,16 @@ from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 NEVER = float("inf")
+_FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 
 
 @dataclass(frozen=True)
 class Manners:
-    """How the folder door behaves; see config.yaml for the meaning of each."""
+    """How the folder door behaves; see config.yaml for the meaning of each.
+
+    `patience_s`: how long a picture that is cut off, or not the one its prompt names, may stay as it is before it is
+    rejected. None: five times `quiet_s`.
+    """
 
     rescan_s: float = 10.0
     quiet_s: float = 2.0
@@ -45,6 +51,12 @@ class Manners:
     lease_s: float = 60.0
     attempts: int = 3
     sentinel: Path | None = None
+    patience_s: float | None = None
+
+    @property
+    def patience(self) -> float:
+        """See `patience_s`; who only drains what is there waits for nothing."""
+        return 0.0 if self.once else 5 * self.quiet_s if self.patience_s is None else self.patience_s
 
 
 @dataclass(slots=True)
@@ -64,6 +76,15 @@ class Ready:
         return max(s.mtime_ns for s in self.signatures.values()), self.prompt or self.picture or ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A file that is not offered before `until`, unless it changes. With `error` it is then rejected."""
+
+    signature: Signature
+    until: float
+    error: SamPollError | None
+
+
 class Scanner:
     """Finds ready pairs. Used by one thread; only the watcher's threads reach in, through `wake` and the hints."""
 
@@ -75,12 +96,18 @@ class Scanner:
         self._folders: set[Path] = set()
         self._named: dict[str, tuple[Signature, str | None]] = {}
         self._first_seen: dict[str, float] = {}
+        self._held: dict[str, _Held] = {}
+        self._to_hold: deque[tuple[str, _Held]] = deque()
         self.due = 0.0
         """When to look again at the latest, by the monotonic clock."""
         self.waiting = 0
         """Pictures and prompts in `in/` at the last scan."""
+        self.oldest_s = 0.0
+        """How long the oldest of them has been seen."""
         self.scans = 0
         """How often `in/` has been looked through."""
+        self.last = 0.0
+        """When it was last looked through, wall-clock time; for people."""
 
     def close(self) -> None:
         """End the watcher's threads."""
@@ -91,8 +118,12 @@ class Scanner:
         self._watcher.close()
         self._folders = set()
 
-    def scan(self, now: float, at_work: Collection[str]) -> list[Ready]:
-        """All settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share.
+    def scan(
+        self, now: float, at_work: Collection[str], elsewhere: Callable[[], Collection[str]] = tuple
+    ) -> list[Ready]:
+        """All settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share;
+        `elsewhere` tells those that other daemons work on, whose further prompts wait until they are done. It is asked
+        after `in/` was listed, because files go from there to `work/`: looking the same way misses none.
 
         Raises OSError when the folder itself cannot be read.
         """
@@ -103,24 +134,34 @@ class Scanner:
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
         self._take_hints()
         pictures, waiting = self._list(now)
-        index = Index({*pictures, *at_work})
+        index = Index({*pictures, *at_work, *elsewhere()})
         seen = pictures | waiting
         self.waiting = len(seen)
         self.scans += 1
+        self.last = time.time()
         self._settler.forget_all_but(seen)
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
+        self.oldest_s = now - min(self._first_seen.values(), default=now)
         self._named = {p: n for p, n in self._named.items() if p in waiting}
+        self._held = {p: h for p, h in self._held.items() if p in seen or now < h.until + _FORGET_S}
         ready, spoken_for = [], set()
         for prompt in waiting:
             picture = self._picture_of(prompt, index)
             if isinstance(picture, str):
                 spoken_for.add(picture)
+                if picture not in pictures and picture not in at_work:
+                    self.due = min(self.due, now + self._manners.rescan_s)
+                    continue
                 files = [prompt, picture] if picture in pictures else [prompt]
                 ready.append(self._when_settled(files, now, prompt, picture))
             else:
                 ready.append(self._lone_prompt(prompt, picture, now))
         ready += [self._lone_picture(picture, now) for picture in pictures - spoken_for]
         return sorted((r for r in ready if r), key=lambda r: r.age)
+
+    def hold(self, file: str, signature: Signature, seconds: float, error: SamPollError | None = None) -> None:
+        """Do not offer a file for a while, unless it changes; with `error`, reject it then. From any thread."""
+        self._to_hold.append((file, _Held(signature, time.monotonic() + seconds, error)))
 
     def learn(self, prompt: str, signature: Signature, image: str | None) -> None:
         """Remember which picture a prompt's text names, and look again at once."""
@@ -131,6 +172,9 @@ class Scanner:
         while self._hints:
             path, hint, seen = self._hints.popleft()
             self._settler.hint(os.path.relpath(path, self._layout.input).replace(os.sep, "/"), hint, seen)
+        while self._to_hold:
+            file, held = self._to_hold.popleft()
+            self._held[file] = held
 
     def _list(self, now: float) -> tuple[set[str], set[str]]:
         pictures, waiting, below = set(), set(), set[str]()
@@ -164,7 +208,12 @@ class Scanner:
         if longest > 0:
             self.due = min(self.due, now + longest)
             return None
-        return Ready(prompt, picture, signatures)
+        held = [h for f, s in signatures.items() if (h := self._held.get(f)) and h.signature == s]
+        until = max((h.until for h in held), default=now)
+        if now < until:
+            self.due = min(self.due, until)
+            return None
+        return Ready(prompt, picture, signatures, next((h.error for h in held if h.error), None))
 
     def _lone_prompt(self, prompt: str, found: Ambiguous | None, now: float) -> Ready | None:
         ready = self._when_settled([prompt], now, prompt, None)
@@ -174,7 +223,7 @@ class Scanner:
         known = self._named.get(prompt)
         if known is None or known[0] != signature:
             try:
-                known = (signature, self.read(prompt).image)
+                known = (signature, self.read(self._layout.input / prompt).image)
             except PromptError as error:
                 # Nobody can say which picture it wants, so waiting for one would be for ever.
                 ready.fault = error
@@ -192,9 +241,9 @@ class Scanner:
         waited = now - self._first_seen[prompt]
         # Who only drains what is there expects no picture to come any more.
         if self._over(0.0 if self._manners.once else self._manners.lone_s, waited, now):
-            ready.picture = self._find_done(prompt, image)
-            if ready.picture:
-                ready.suffix = self._newest(ready.picture)
+            found = self.find_done(prompt, image)
+            if found:
+                ready.picture, ready.suffix = found
                 return ready
         limit = self._manners.pair_timeout_s
         if limit is not None and self._over(limit, waited, now):
@@ -213,14 +262,21 @@ class Scanner:
         if limit is not None and not self._over(limit, now - self._first_seen[picture], now):
             return None
         ready = self._when_settled([picture], now, None, picture)
-        if ready and policy != "everything":
-            name = os.path.basename(picture)
-            ready.fault = InputError(
-                "no prompt came" + (f" within {limit:g} s" if limit is not None else " with it"),
-                place=name,
-                remedy=f"drop {os.path.splitext(name)[0]}.json into the input folder, then `sam-poll retry`",
-            )
+        if ready:
+            ready.fault = ready.fault or self.no_prompt_fault(picture)
         return ready
+
+    def no_prompt_fault(self, picture: str) -> InputError | None:
+        """What to say of a picture whose prompt has not come; None: segment everything in it."""
+        limit = self._manners.pair_timeout_s
+        if self._manners.missing_prompt == "everything":
+            return None
+        name = os.path.basename(picture)
+        return InputError(
+            "no prompt came" + (f" within {limit:g} s" if limit is not None else " with it"),
+            place=name,
+            remedy=f"drop {os.path.splitext(name)[0]}.json into the input folder, then `sam-poll retry`",
+        )
 
     def _over(self, limit: float, waited: float, now: float) -> bool:
         """Whether a wait is over; if not, it is a reason to look again, unless we only drain what is there."""
@@ -228,19 +284,19 @@ class Scanner:
             self.due = min(self.due, now + limit - waited)
         return waited >= limit
 
-    def read(self, prompt: str) -> prompts.PromptFile:
+    def read(self, prompt: Path) -> prompts.PromptFile:
         """The prompt file, understood; PromptError. Reads at most one byte more than is allowed."""
-        with (self._layout.input / prompt).open("rb") as file:
+        with prompt.open("rb") as file:
             return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
 
-    def _find_done(self, prompt: str, image: str | None) -> str | None:
-        """The picture in `done/` that a lone prompt means, as a path below it."""
+    def find_done(self, prompt: str, image: str | None) -> tuple[str, str] | None:
+        """The picture in `done/` that a lone prompt means: its path as in `in/`, and the suffix of the newest one."""
         folder = os.path.dirname(prompt)
         names = [image] if image else [name for stem in stems(prompt) for name in (stem, *spellings(stem))]
         for name in names:
             path = os.path.join(folder, name)
             if self._layout.is_picture(name) and look(self._layout.done / path):
-                return path
+                return path, self._newest(path)
         return None
 
     def _newest(self, picture: str) -> str:

@@ -1,0 +1,71 @@
+"""The bytes of a job's picture: read with care, and compared with what the prompt says of them.
+
+What can still go wrong here: a writer that changes a file between two looks and puts its size and time back.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from sam_poll.errors import PictureError, UnfinishedError
+from sam_poll.fs import shown
+from sam_poll.types import Job
+
+_MAX_BYTES = 2 << 30
+_NOT_A_PICTURE = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
+_Seen: TypeAlias = tuple[int, int, int]  # inode, bytes, time of change
+
+
+def read(path: Path) -> tuple[bytes, _Seen]:
+    """A picture's bytes, and what its file was before; never through a link, never blocking on a pipe.
+
+    OSErrors other than those of a file that is no picture mean a sick share.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NOT_A_PICTURE:
+            raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name)) from error
+        raise
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if found.st_size > _MAX_BYTES:
+            raise PictureError(
+                f"the file has {found.st_size >> 20} MiB; at most {_MAX_BYTES >> 20} are read", place=shown(path.name)
+            )
+        return file.read(), _seen(found)
+
+
+def _seen(found: os.stat_result) -> _Seen:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, seen: _Seen | None) -> None:
+    """UnfinishedError when somebody has written into the file since it was opened; whatever else was found wrong with
+    it then counts for nothing."""
+    try:
+        changed = _seen(path.lstat()) != seen
+    except FileNotFoundError:
+        return  # taken over, or deleted; the door will say
+    if changed:
+        raise UnfinishedError("was changed while it was read", place=shown(path.name), remedy="copy it again")
+
+
+def check(job: Job, data: bytes) -> None:
+    """Whether the picture is the very file that the prompt names, if it does."""
+    differs = None
+    if job.nbytes is not None and job.nbytes != len(data):
+        differs = f"has {len(data):,} bytes, but the prompt's image_bytes says {job.nbytes:,}"
+    elif job.sha256 is not None and job.sha256 != hashlib.sha256(data).hexdigest():
+        differs = "is not the file whose SHA-256 the prompt's image_sha256 names"
+    if differs:
+        raise UnfinishedError(differs, place=name(job), remedy="copy the picture again, or mend the prompt")
+
+
+def name(job: Job) -> str | None:
+    """A picture's file name, to be shown; None where it has none."""
+    return shown(job.picture.name) if isinstance(job.picture, Path) else None

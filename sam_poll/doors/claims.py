@@ -1,0 +1,370 @@
+"""Claims: the directories in `work/` that say who works on what, since when, and how often it has been tried.
+
+    work/cam1/.dog.jpg/                      the name: made by mkdir, so one claim of it at a time on the whole share
+    work/cam1/.dog.jpg/g1.a1.n2@box-3f-77/   the claim: generation, attempt, prompts at its beginning, whose it is
+    work/cam1/.dog.jpg/g2.done~2@box-3f-77/  the job is over: what lies in it only has to be carried to `done/`
+
+A claim is taken over by renaming its directory to the next generation. That one rename fences its old owner: every path
+it knows is gone. It is also how a job ends, so that a job ends once however many daemons believe it to be theirs.
+
+What can still go wrong here: a share whose mkdir and rename are not atomic (object stores dressed up as folders) gives
+no such promise. A frozen daemon that wakes between its last look and writing an answer writes it again: the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from loguru import logger
+
+from sam_poll.doors.layout import Layout
+from sam_poll.errors import LostError
+from sam_poll.fs import TEMP_PREFIX, exists, free_suffix, move_new, rename, shown, sync_folder, with_suffix
+
+_LONGEST = 230  # bytes of a file's name that go into its claim's as they are
+_ANSWERED = ".answered"  # in a claim: one of its prompts is answered, so its picture belongs into done/
+_HOLD = re.compile(
+    r"g(?P<generation>\d{1,9})\."
+    r"(?:a(?P<attempt>\d{1,9})\.n(?P<prompts>\d{1,9})|(?P<place>done|failed|input)(?P<suffix>~\d{1,9})?)"
+    r"@(?P<worker>[\w-]{1,100})",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a claim's directory says by its name. `place` and `suffix`: the job is over, its files belong there."""
+
+    generation: int
+    worker: str
+    attempt: int = 1
+    prompts: int = 0
+    place: str | None = None
+    suffix: str = ""
+
+    def __str__(self) -> str:
+        state = f"{self.place}{self.suffix}" if self.place else f"a{self.attempt}.n{self.prompts}"
+        return f"g{self.generation}.{state}@{self.worker}"
+
+    @staticmethod
+    def parse(name: str) -> Hold | None:
+        """None where the name is not a claim's."""
+        found = _HOLD.fullmatch(name)
+        if not found:
+            return None
+        text = found.groupdict()
+        numbers = {k: int(text[k] or 0) for k in ("generation", "attempt", "prompts")}
+        return Hold(worker=text["worker"], place=text["place"], suffix=text["suffix"] or "", **numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A claim seen in `work/`, whoever holds it. `hold` None: a name without a claim, of a daemon that died between."""
+
+    folder: str
+    outer: Path
+    hold: Hold | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where its files lie."""
+        return self.outer / str(self.hold)
+
+    @property
+    def label(self) -> str:
+        """The picture (or lone prompt) it is of, relative to `in/`; cut for names of more than 230 bytes."""
+        name = self.outer.name[1:]
+        return f"{self.folder}/{name}" if self.folder else name
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A claim that this daemon holds. `picture` and `prompts` are the names of files in it that are not put away yet.
+
+    `suffix` is that of the picture's name in `done/`; `borrowed` is a picture (as it was called in `in/`) that lies in
+    `done/` already and stays there.
+    """
+
+    folder: str
+    outer: Path
+    hold: Hold
+    picture: str | None = None
+    prompts: set[str] = field(default_factory=set)
+    suffix: str = ""
+    borrowed: str | None = None
+    answered: bool = False
+    over: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def path(self) -> Path:
+        """Where its files lie now."""
+        return self.outer / str(self.hold)
+
+    def below(self, name: str) -> str:
+        """A file's path relative to `in/`, `done/` …"""
+        return f"{self.folder}/{name}" if self.folder else name
+
+
+class Claims:
+    """Takes, ends and takes over claims for one daemon. `still_there` raises OSError when the share is away."""
+
+    def __init__(self, layout: Layout, worker: str, still_there: Callable[[], object]) -> None:
+        self._layout, self.worker, self._still_there = layout, worker, still_there
+
+    # ── taking ──
+
+    def take(self, label: str, picture: str | None, prompts: Collection[str]) -> Claim | None:
+        """Move these files (paths below `in/`, of one folder) into a claim named after `label`, the picture first.
+
+        None: the name is at work, or the picture has just gone. Prompts that have gone are not in the claim.
+        """
+        folder, _, name = label.rpartition("/")
+        outer = self._layout.work / folder / outer_name(name)
+        if not _make(outer):
+            return None
+        claim = Claim(folder, outer, Hold(1, self.worker, prompts=len(prompts)))
+        if not _make(claim.path, parents=False):
+            return None
+        try:
+            if picture:
+                rename(self._layout.input / picture, claim.path / os.path.basename(picture))
+                claim.picture = os.path.basename(picture)
+            for prompt in prompts:
+                self.add(claim, prompt)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            with contextlib.suppress(OSError, LostError):
+                self.close(claim, "input", self.free(claim, "input"))
+            raise
+        if not (claim.prompts if prompts else claim.picture):
+            self.close(claim, "input", self.free(claim, "input"))
+            return None
+        return claim
+
+    def add(self, claim: Claim, prompt: str) -> bool:
+        """Move a further prompt into a claim. False: the claim is over, has one of that name, or the prompt is gone."""
+        name = os.path.basename(prompt)
+        with claim.lock:
+            if claim.over or claim.hold.place or name in claim.prompts:
+                return False
+            try:
+                rename(self._layout.input / prompt, claim.path / name)
+            except FileNotFoundError:
+                self.alive(claim)
+                return False
+            claim.prompts.add(name)
+            return True
+
+    def take_over(self, found: Found) -> Claim | None:
+        """Make a dead daemon's claim ours, and sweep what it was writing. None: somebody else was quicker.
+
+        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
+        """
+        hold = found.hold
+        if hold is None:
+            return None
+        try:
+            left = len(self._prompts_in(found.path))
+            attempt = 1 if left < hold.prompts else hold.attempt + 1
+            mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=left)
+            rename(found.path, found.outer / str(mine))
+        except FileNotFoundError:
+            return None
+        claim = Claim(found.folder, found.outer, mine)
+        for name in self._names(claim):
+            if self._layout.is_prompt(name):
+                claim.prompts.add(name)
+            elif name.startswith(_ANSWERED):
+                claim.answered, claim.suffix = True, name[len(_ANSWERED) :]
+            elif not name.startswith("."):
+                claim.picture = name
+        self._sweep(found.folder, hold.worker)
+        return claim
+
+    def _prompts_in(self, path: Path) -> list[str]:
+        return [entry.name for entry in path.iterdir() if self._layout.is_prompt(entry.name)]
+
+    def _sweep(self, folder: str, worker: str) -> None:
+        """Remove what a dead daemon had not finished writing beside this claim's answers."""
+        for root in (self._layout.output, self._layout.failed):
+            with contextlib.suppress(OSError), os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(f"{TEMP_PREFIX}{worker}-"):
+                        Path(entry.path).unlink(missing_ok=True)
+
+    # ── ending ──
+
+    def alive(self, claim: Claim) -> None:
+        """LostError when another daemon has taken the claim over; OSError when the share is away."""
+        if not exists(claim.path):
+            self._still_there()
+            claim.over = True
+            raise LostError("another daemon has taken it over")
+
+    def mark_answered(self, claim: Claim) -> None:
+        """Write down that one of several prompts is answered: whoever ends the claim takes the picture to `done/`."""
+        if not claim.answered and claim.picture:
+            self.alive(claim)
+            (claim.path / f"{_ANSWERED}{claim.suffix}").touch()
+        claim.answered = True
+
+    def free(self, claim: Claim, place: str, names: Collection[str] | None = None) -> str:
+        """A suffix under which these files of the claim (default: all) find their names free in a folder."""
+        names = self._files(claim) if names is None else names
+        root = self._layout.folders[place]
+        return free_suffix([root / claim.folder / name for name in names])
+
+    def part(self, claim: Claim, prompt: str, place: str, suffix: str) -> None:
+        """One prompt is over; the claim goes on. Its move is the moment that counts."""
+        with claim.lock:
+            self._leave(claim, prompt, place, suffix)
+            claim.prompts.discard(prompt)
+
+    def close(self, claim: Claim, place: str, suffix: str) -> None:
+        """Everything left in the claim goes to `place`, and the claim is over. OSError: call again."""
+        with claim.lock:
+            if claim.over:
+                return
+            names = self._files(claim)
+            for name in {claim.picture, *claim.prompts} - {None, *names} if claim.hold.place is None else ():
+                logger.warning("{} has vanished from work/ while it was at work", shown(name))
+            if claim.hold.place is None and len(names) > 1:
+                ended = replace(claim.hold, place=place, suffix=suffix)
+                try:
+                    rename(claim.path, claim.outer / str(ended))
+                except FileNotFoundError:
+                    self.alive(claim)
+                    raise
+                claim.hold = ended
+            for name in names:
+                self._leave(claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix)
+            claim.over = True
+            self._drop(claim.outer, claim.path)
+
+    def _names(self, claim: Claim) -> list[str]:
+        try:
+            return sorted(entry.name for entry in claim.path.iterdir())
+        except FileNotFoundError:
+            self.alive(claim)
+            raise
+
+    def _files(self, claim: Claim) -> list[str]:
+        """The picture first: a prompt must never wait alone."""
+        names = [n for n in self._names(claim) if not n.startswith(_ANSWERED)]
+        return sorted(names, key=self._layout.is_prompt)
+
+    def _leave(self, claim: Claim, name: str, place: str, suffix: str) -> None:
+        source = claim.path / name
+        plain = self._layout.folders[place] / claim.folder / name
+        target = with_suffix(plain, suffix)
+        while True:
+            try:
+                if place == "done" and self._layout.delete_input:
+                    source.unlink()
+                    return
+                move_new(source, target)
+                break
+            except FileExistsError:
+                target = with_suffix(plain, free_suffix([plain]))
+            except FileNotFoundError:
+                self.alive(claim)
+                if exists(source):
+                    raise
+                logger.warning("{} has vanished from work/ while it was at work", shown(name))
+                return
+        sync_folder(target.parent)
+
+    def _drop(self, outer: Path, path: Path | None) -> None:
+        """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""
+        with contextlib.suppress(OSError):
+            if path:
+                for entry in path.glob(_ANSWERED + "*"):
+                    entry.unlink()
+                path.rmdir()
+            outer.rmdir()
+
+    # ── looking ──
+
+    def drop_name(self, found: Found) -> None:
+        """Remove a name without a claim; one that has come to life meanwhile is not empty and stays."""
+        self._drop(found.outer, None)
+
+    def listing(self) -> tuple[list[Found], list[str], list[str]]:
+        """All claims of all daemons; files that lie in `work/` outside of any; folders without anything in them."""
+        return listing(self._layout.work)
+
+
+def listing(work: Path) -> tuple[list[Found], list[str], list[str]]:
+    """See `Claims.listing`. Paths are relative to `work/`; links are not followed."""
+    claims: list[Found] = []
+    strays: list[str] = []
+    empty: list[str] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(work / folder) as scan:
+                entries = list(scan)
+        except (FileNotFoundError, NotADirectoryError):
+            if not folder:
+                raise
+            continue
+        if folder and not entries:
+            empty.append(folder)
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if not entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith(TEMP_PREFIX):
+                    strays.append(path)
+            elif entry.name.startswith("."):
+                claims.extend(_claims_in(folder, Path(entry.path)))
+            else:
+                pending.append(path)
+    return claims, strays, empty
+
+
+def _claims_in(folder: str, outer: Path) -> Iterator[Found]:
+    try:
+        names = [entry.name for entry in outer.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    holds = [hold for hold in map(Hold.parse, names) if hold]
+    yield from (Found(folder, outer, hold) for hold in holds)
+    if not names:
+        yield Found(folder, outer)
+
+
+def outer_name(name: str) -> str:
+    """The claim directory's name for a file's; long ones are cut, and told apart by a hash."""
+    raw = os.fsencode(name)
+    if len(raw) > _LONGEST:
+        name = f"{os.fsdecode(raw[: _LONGEST - 20])}#{hashlib.sha256(raw).hexdigest()[:16]}"
+    return f".{name}"
+
+
+def _make(folder: Path, *, parents: bool = True) -> bool:
+    """mkdir as a claim. False: it is there already, or (without `parents`) what it should lie in has just gone."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        if not parents:
+            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return _make(folder, parents=False)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+    return True

@@ -1,0 +1,312 @@
+"""The desk: makes jobs out of settled pairs and of dead daemons' claims, and knows what is claimed here.
+
+What can still go wrong here: a job's name may depend on its neighbours (`dog.jpg` beside `dog.png`). When these change
+between two runs of one job, the second writes its answer under another name, and the first one's stays in `out/`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from loguru import logger
+
+from sam_poll import prompts
+from sam_poll.doors.claims import Claim, Claims, Found, outer_name
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.scan import Manners, Ready, Scanner, look, spellings
+from sam_poll.doors.settle import job_id
+from sam_poll.errors import InputError, PoisonError, PromptError, SamPollError, UnfinishedError
+from sam_poll.fs import exists, shown, with_suffix
+from sam_poll.types import Everything, Job
+
+_NAME_MAX = 255  # bytes; ext4, XFS, and most others
+_LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What the door remembers of a job. `suffix` is that of its names in `failed/`, chosen once."""
+
+    claim: Claim
+    prompt: str | None
+    suffix: str | None = None
+
+    @property
+    def rel(self) -> str:
+        """The file it is named after, relative to `in/`."""
+        return self.claim.below(self.prompt or self.claim.picture or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt as it was understood, or why it was not; `prompt` None: a picture without one."""
+
+    ready: Ready
+    parsed: prompts.PromptFile | None
+    fault: SamPollError | None
+
+
+class Desk:
+    """`claim` and `resume` are for the scan's thread, the rest for any."""
+
+    def __init__(self, layout: Layout, manners: Manners, scanner: Scanner, claims: Claims) -> None:
+        self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
+        self._lock = threading.Lock()
+        self._claimed: dict[Path, Claim] = {}
+        self.recovered = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is claimed here."""
+        return bool(self._claimed)
+
+    def has(self, found: Found) -> bool:
+        """Whether a claim of this daemon's name is really at work here."""
+        with self._lock:
+            return found.outer in self._claimed
+
+    def pictures(self) -> list[str]:
+        """The pictures in claims of this daemon, which further prompts may join."""
+        with self._lock:
+            return [c.below(c.picture) for c in self._claimed.values() if c.picture]
+
+    # ── fresh ──
+
+    def claim(self, group: list[Ready]) -> list[Job]:
+        """Take a picture with all its ready prompts out of `in/`, so that it stays until the last of them has ended.
+
+        What changed, vanished, or has its name still in `work/` is left for a later scan. OSError.
+        """
+        read = [found for ready in group if (found := self._read(ready))]
+        if not read:
+            return []
+        picture = group[0].picture
+        own = self._claimed.get(self._outer(picture)) if picture else None
+        if picture and any(picture in r.ready.signatures for r in read):
+            return [] if own else self._take(picture, read)
+        if own:
+            return [self._job(own, name, r) for r in read if (name := self._join(own, r))]
+        return [job for r in read for job in self._take_prompt(r)]
+
+    def _read(self, ready: Ready) -> _Read | None:
+        """None: it has changed since it was looked at, or is not what its text says (and is looked at anew)."""
+        try:
+            if any(look(self._layout.input / file) != seen for file, seen in ready.signatures.items()):
+                return None
+            if ready.fault or not ready.prompt:
+                return _Read(ready, None, ready.fault)
+            parsed = self._scanner.read(self._layout.input / ready.prompt)
+        except FileNotFoundError:
+            return None
+        except PromptError as error:
+            return _Read(ready, None, error)
+        if parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
+            # Its name suggests one picture, its text names another: the next scan pairs it by the text.
+            self._scanner.learn(ready.prompt, ready.signatures[ready.prompt], parsed.image)
+            return None
+        return None if self._still_grows(ready, parsed.image_bytes) else _Read(ready, parsed, None)
+
+    def _still_grows(self, ready: Ready, nbytes: int | None) -> bool:
+        """Whether the picture has fewer bytes than its prompt promises; it is then left alone until it changes."""
+        seen = ready.signatures.get(ready.picture or "")
+        if not seen or nbytes is None or seen.size >= nbytes:
+            return False
+        error = UnfinishedError(
+            f"has {seen.size:,} bytes, but the prompt's image_bytes says {nbytes:,}",
+            place=shown(os.path.basename(ready.picture or "")),
+            remedy="copy the picture again, or mend the prompt",
+        )
+        self._scanner.hold(ready.picture or "", seen, self._manners.patience, error)
+        return True
+
+    def _take(self, picture: str, read: list[_Read]) -> list[Job]:
+        by_name = {r.ready.prompt: r for r in read if r.ready.prompt}
+        claim = self._claims.take(picture, picture, list(by_name))
+        if claim is None:
+            return []
+        if not self._layout.delete_input:  # chosen now, because the answers will carry the picture's name in done/
+            claim.suffix = self._claims.free(claim, "done", [claim.picture or ""])
+        seen = {os.path.basename(f): s for r in read for f, s in r.ready.signatures.items()}
+        if any(look(claim.path / name) != seen[name] for name in (claim.picture or "", *claim.prompts)):
+            self._claims.close(claim, "input", self._claims.free(claim, "input"))  # changed in this very moment
+            return []
+        self._keep(claim)
+        if not by_name:
+            return [self._job(claim, None, read[0])]
+        return [
+            self._job(claim, os.path.basename(p), r) for p, r in by_name.items() if os.path.basename(p) in claim.prompts
+        ]
+
+    def _join(self, own: Claim, read: _Read) -> str | None:
+        prompt = read.ready.prompt or ""
+        return os.path.basename(prompt) if self._claims.add(own, prompt) else None
+
+    def _take_prompt(self, read: _Read) -> list[Job]:
+        """A prompt alone: its picture lies in `done/`, or it is to be rejected."""
+        prompt, picture = read.ready.prompt or "", read.ready.picture
+        claim = self._claims.take(prompt, None, [prompt])
+        if claim is None:
+            return []
+        if picture:
+            claim.borrowed, claim.suffix = picture, read.ready.suffix
+        self._keep(claim)
+        return [self._job(claim, os.path.basename(prompt), read)]
+
+    def _keep(self, claim: Claim) -> None:
+        with self._lock:
+            self._claimed[claim.outer] = claim
+
+    # ── what dead daemons left ──
+
+    def resume(self, found: Found) -> list[Job]:
+        """Take a claim over and go on where it was left; no jobs if it only had to be finished. OSError."""
+        claim = self._claims.take_over(found)
+        if claim is None:
+            return []
+        hold = claim.hold
+        self.recovered += 1
+        logger.info(
+            "took over {} from {}: generation {}, attempt {}",
+            shown(found.label),
+            found.hold.worker if found.hold else "",
+            hold.generation,
+            hold.attempt,
+        )
+        if hold.place or not self._has_work(claim):
+            place = hold.place or ("done" if claim.answered else "input")
+            suffix = (
+                hold.suffix if hold.place else claim.suffix if claim.answered else self._claims.free(claim, "input")
+            )
+            self._claims.close(claim, place, suffix)
+            return []
+        if claim.picture and not claim.answered and not self._layout.delete_input:
+            claim.suffix = self._claims.free(claim, "done", [claim.picture])
+        self._keep(claim)
+        fault = self._poison(claim)
+        ready = Ready(None, None, {})
+        return [self._job(claim, name, self._reread(claim, name, ready, fault)) for name in self._names(claim)]
+
+    @staticmethod
+    def _names(claim: Claim) -> list[str | None]:
+        """One for each job; None for a picture without a prompt."""
+        return [*sorted(claim.prompts)] or [None]
+
+    def _has_work(self, claim: Claim) -> bool:
+        """Whether there is still something to answer; finds the picture of a prompt that is alone."""
+        if claim.picture:
+            return bool(claim.prompts) or claim.hold.prompts == 0
+        for name in claim.prompts:
+            try:
+                image = self._scanner.read(claim.path / name).image
+            except PromptError:
+                image = None
+            found = self._scanner.find_done(claim.below(name), image)
+            if found:
+                claim.borrowed, claim.suffix = found
+                return True
+        return False
+
+    def _poison(self, claim: Claim) -> PoisonError | None:
+        times = claim.hold.attempt - 1
+        if times < self._manners.attempts:
+            return None
+        return PoisonError(
+            f"it has ended the daemon {times} times while it was at work",
+            place=shown(claim.picture or min(claim.prompts, default="")),
+            remedy="look at the picture and at the daemon's log; `sam-poll retry` tries it again",
+        )
+
+    def _reread(self, claim: Claim, name: str | None, ready: Ready, fault: SamPollError | None) -> _Read:
+        if fault or name is None:
+            return _Read(ready, None, fault or self._scanner.no_prompt_fault(claim.picture or ""))
+        try:
+            return _Read(ready, self._scanner.read(claim.path / name), None)
+        except PromptError as error:
+            return _Read(ready, None, error)
+
+    # ── jobs ──
+
+    def _job(self, claim: Claim, prompt: str | None, read: _Read) -> Job:
+        parsed, fault = read.parsed, read.fault
+        ticket = Ticket(claim, prompt)
+        named = claim.below(claim.picture) if claim.picture else claim.borrowed or ticket.rel
+        place = with_suffix(self._layout.done / named, claim.suffix)
+        picture = claim.path / claim.picture if claim.picture else place if claim.borrowed else b""
+        identity = self._identity(ticket, named) + claim.suffix
+        if len(os.fsencode(os.path.basename(identity))) + _LONGEST_SUFFIX > _NAME_MAX:
+            fault = fault or InputError(
+                "the name is too long to append the outputs' endings to it",
+                place=shown(os.path.basename(ticket.rel)),
+                remedy=f"use names of at most {_NAME_MAX - _LONGEST_SUFFIX} bytes",
+            )
+        logger.debug("claimed {}", shown(ticket.rel))
+        return Job(
+            id=identity,
+            name=self._layout.share_name(place),
+            picture=picture,
+            prompts=parsed.prompts if parsed else Everything(),
+            origin=ticket,
+            fault=fault,
+            sha256=parsed.image_sha256 if parsed else None,
+            nbytes=parsed.image_bytes if parsed else None,
+            generation=claim.hold.generation,
+            attempt=claim.hold.attempt,
+        )
+
+    def _identity(self, ticket: Ticket, named: str) -> str:
+        """The path of a job's outputs below `out/`, before the suffix."""
+        folders = (self._layout.input, self._layout.done)
+        others = [other for other in spellings(os.path.splitext(named)[0]) if other != named]
+        twin = os.path.splitext(ticket.rel)[0] + ".json"
+        return job_id(
+            ticket.rel,
+            named,
+            shares_stem=any(
+                exists(self._outer(other)) or any(exists(folder / other) for folder in folders) for other in others
+            ),
+            twin=ticket.prompt is not None
+            and twin != ticket.rel
+            and self._layout.is_prompt(twin)
+            and (os.path.basename(twin) in ticket.claim.prompts or any(exists(folder / twin) for folder in folders)),
+        )
+
+    def _outer(self, rel: str) -> Path:
+        folder, _, name = rel.rpartition("/")
+        return self._layout.work / folder / outer_name(name)
+
+    # ── ends ──
+
+    def leaving(self, ticket: Ticket) -> list[str]:
+        """The files that go with this job when it is rejected or released: the prompt, and with the last of them the
+        picture, unless that belongs to `done/` already."""
+        claim = ticket.claim
+        last = claim.prompts <= {ticket.prompt}
+        names = [claim.picture] if claim.picture and last and not claim.answered else []
+        return [*names, *([ticket.prompt] if ticket.prompt in claim.prompts else [])]
+
+    def end(self, ticket: Ticket, place: str, suffix: str | None = None) -> None:
+        """The job is over: its files go to `place` (`done`, `failed`, `input`). The claim's lock is held. OSError: call
+        again. LostError: it is not ours."""
+        claim, prompt = ticket.claim, ticket.prompt
+        suffix = claim.suffix if suffix is None else suffix
+        if prompt in claim.prompts:
+            last = claim.prompts == {prompt}
+            if place == "done" and not last:
+                self._claims.mark_answered(claim)
+            if not last or (claim.picture and claim.answered and place != "done"):
+                self._claims.part(claim, prompt, place, suffix)
+        if claim.prompts - {prompt}:
+            return
+        # Answered for one prompt, a picture belongs to the picture tree, whatever became of its other prompts.
+        answered = claim.answered and claim.picture is not None
+        self._claims.close(claim, "done" if answered else place, claim.suffix if answered else suffix)
+        self.forget(claim)
+
+    def forget(self, claim: Claim) -> None:
+        """It is over, or not ours any more."""
+        with self._lock:
+            if self._claimed.get(claim.outer) is claim:
+                del self._claimed[claim.outer]

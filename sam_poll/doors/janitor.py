@@ -1,0 +1,67 @@
+"""The janitor: puts back and sweeps what nobody works on. It moves nothing that a living daemon holds.
+
+What can still go wrong here: somebody's own files in `work/` count as jobs that lost their way, and go to `in/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from loguru import logger
+
+from sam_poll.doors import lease
+from sam_poll.doors.claims import Claims, Found
+from sam_poll.doors.layout import Layout
+from sam_poll.fs import free_suffix, move_new, with_suffix
+
+
+class Janitor:
+    """Works for one daemon, on its scan thread. `now` is a monotonic clock."""
+
+    def __init__(self, layout: Layout, claims: Claims, lives: lease.Watch, lease_s: float) -> None:
+        self._layout, self._claims, self._lives, self._lease_s = layout, claims, lives, lease_s
+        self._since: dict[str, float] = {}
+
+    def tidy(self, found: list[Found], strays: list[str], empty: list[str], now: float) -> None:
+        """Sweep, given a listing of `work/`. OSError."""
+        if strays:
+            put_back(self._layout, strays)
+        bare = {str(f.outer): f for f in found if f.hold is None}
+        self._since = {path: self._since.get(path, now) for path in (*bare, *empty)}
+        for path, since in self._since.items():
+            if now - since > self._lease_s:  # long enough for whoever is just about to use it
+                if path in bare:
+                    self._claims.drop_name(bare[path])
+                else:
+                    with contextlib.suppress(OSError):
+                        (self._layout.work / path).rmdir()
+        self._forget_the_dead({f.hold.worker for f in found if f.hold}, now)
+
+    def _forget_the_dead(self, holders: set[str], now: float) -> None:
+        known = {worker: path for worker, path in lease.workers(self._layout.work) if worker != self._claims.worker}
+        for worker, path in known.items():
+            if worker not in holders and self._lives.dead(worker, now):
+                path.unlink(missing_ok=True)
+        self._lives.forget_all_but({*known, *holders})
+
+
+def put_back(layout: Layout, strays: list[str]) -> int:
+    """Move files that lie in `work/` outside of any claim to `in/`, those of one stem together; how many it were.
+
+    A name that is taken in `in/` gets a suffix, the same for picture and prompts.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in strays:
+        folder, _, name = path.rpartition("/")
+        groups.setdefault(f"{folder}/{name.split('.')[0]}", []).append(path)
+    moved = 0
+    for paths in groups.values():
+        suffix = free_suffix([layout.input / p for p in paths])
+        for path in sorted(paths, key=lambda p: layout.is_prompt(os.path.basename(p))):  # a prompt never waits alone
+            with contextlib.suppress(FileNotFoundError):  # another daemon's janitor was quicker
+                move_new(layout.work / path, with_suffix(layout.input / path, suffix))
+                moved += 1
+    if moved:
+        logger.info("{} files lay in work/ without a claim: they are back in {}", moved, layout.input)
+    return moved

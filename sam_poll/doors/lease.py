@@ -1,0 +1,235 @@
+"""Signs of life: each daemon touches one file in `work/`, and judges the others by whether theirs still change.
+
+No two clocks are compared. A daemon is dead when its file has stayed the same for a whole lease by the *watcher's own*
+monotonic clock; what the times in it say does not matter. On one machine a lock says so at once: the kernel lets go of
+it when the process ends, however it ends.
+
+What can still go wrong here: a daemon that is frozen, or cannot write for longer than a lease, is taken for dead and
+loses its claims (see `claims`; it finds out when it wants to end them). A file server that caches attributes for
+longer than a lease makes everybody look dead; a lease of 60 s is far above the 3 to 30 s that NFS and SMB cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sam_poll.alarms import Alarms
+from sam_poll.fs import TEMP_PREFIX
+
+PREFIX = TEMP_PREFIX + "worker-"
+ENDING = ".json"
+_NO_LOCKS = "0"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_MAX_BYTES = 1 << 20
+
+
+def boot() -> str:
+    """Four hex digits that are the same for all processes of this kernel, containers included; "0": not known."""
+    try:
+        return _BOOT.read_text().strip()[:4] or _NO_LOCKS
+    except OSError:
+        return _NO_LOCKS
+
+
+class Life:
+    """This daemon's own file. `with Life(folder, lease_s) as life:`; a thread touches it four times a lease.
+
+    `state` is asked for what else others should read there (`status`), `still_there` raises OSError when the share is
+    away. OSError: the file cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lease_s: float,
+        alarms: Alarms,
+        *,
+        state: Callable[[], dict[str, Any]] | None = None,
+        still_there: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._folder, self._lease_s, self._alarms, self._state = folder, lease_s, alarms, state
+        self._still_there = still_there
+        host = re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:24] or "host"
+        # The last part tells two lives apart that had the same process number.
+        self._name = f"{host}-{os.getpid()}-{uuid4().hex[:6]}"
+        self.worker = f"{self._name}-{_NO_LOCKS}"
+        self._started = time.time()
+        self._handle = -1
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._folder / f"{PREFIX}{self.worker}{ENDING}"
+
+    def __enter__(self) -> Life:
+        self._open()
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(5)  # it may hang in a share that does not answer
+        self._close()
+
+    def remove(self) -> None:
+        """Nothing is claimed any more: no need to be remembered."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        """Locked before it has its name, so that nobody ever finds it without its lock."""
+        temporary = self._folder / f"{TEMP_PREFIX}{self._name}.tmp"
+        self._handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        tag = boot() if _lock(self._handle, exclusive=True) else _NO_LOCKS
+        self.worker = f"{self._name}-{tag}"
+        temporary.replace(self.path)
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            with contextlib.suppress(OSError):
+                os.close(handle)
+
+    def _run(self) -> None:
+        while not self._end.wait(self._lease_s / 4):
+            try:
+                self._write()
+                self._alarms.clear("lease")
+            except OSError as error:
+                self._alarms.raise_(
+                    "lease", f"no sign of life can be given in {self._folder} ({error}): others may take our jobs over"
+                )
+
+    def _write(self) -> None:
+        body = json.dumps(
+            {
+                "worker": self.worker,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "lease_s": self._lease_s,
+                "started": self._started,
+                **(self._state() if self._state else {}),
+            },
+            default=str,
+        ).encode()
+        if not self.path.exists():  # swept by one who took us for dead, or `work/` was made anew
+            self._still_there()
+            self._again()
+        try:
+            os.pwrite(self._handle, body, 0)
+            os.ftruncate(self._handle, len(body))
+        finally:
+            os.utime(self.path)  # on a full disk, too
+
+    def _again(self) -> None:
+        before = self.worker
+        self._close()
+        self._open()
+        if self.worker != before:  # claims bear the name; it must not change, whatever the lock says now
+            os.replace(self.path, self._folder / f"{PREFIX}{before}{ENDING}")  # noqa: PTH105
+            self.worker = before
+
+
+def _lock(handle: int, *, exclusive: bool) -> bool:
+    """Whether the lock was granted. False also where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+class Watch:
+    """What one daemon knows of the others' lives. Used by one thread; `now` is its monotonic clock."""
+
+    def __init__(self, folder: Path, lease_s: float) -> None:
+        self._folder, self._lease_s = folder, lease_s
+        self._boot = boot()
+        self._seen: dict[str, tuple[tuple[int, int] | None, float]] = {}
+        self._moved: set[str] = set()
+
+    def dead(self, worker: str, now: float) -> bool:
+        """Whether this daemon has given no sign of life for a lease, or has let go of its lock on this machine."""
+        stamp, locked = self._look(worker)
+        before = self._seen.get(worker)
+        if before is None or before[0] != stamp:
+            self._seen[worker] = (stamp, now)
+            if before is not None:
+                self._moved.add(worker)
+        return locked is False or now - self._seen[worker][1] > self._lease_s
+
+    def expires(self, worker: str) -> float:
+        """When this daemon, seen before, is dead if it stays as it is."""
+        return self._seen[worker][1] + self._lease_s
+
+    def unsure(self, worker: str) -> bool:
+        """Not known to be alive: its file has not changed since it was first seen, and no lock tells."""
+        return worker not in self._moved and self._look(worker)[1] is not True
+
+    def forget_all_but(self, workers: set[str]) -> None:
+        """Drop those that nothing bears the name of any more."""
+        self._seen = {worker: seen for worker, seen in self._seen.items() if worker in workers}
+        self._moved &= workers
+
+    def _look(self, worker: str) -> tuple[tuple[int, int] | None, bool | None]:
+        """Time of change and inode of its file (None: no file), and whether its lock is held (None: nobody can tell).
+
+        Opening makes a network file system ask the server instead of its cache.
+        """
+        try:
+            handle = os.open(self._folder / f"{PREFIX}{worker}{ENDING}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None, None
+        try:
+            found = os.fstat(handle)
+            here = self._boot != _NO_LOCKS and worker.endswith(f"-{self._boot}")
+            return (found.st_mtime_ns, found.st_ino), (not _lock(handle, exclusive=False)) if here else None
+        finally:
+            os.close(handle)
+
+
+def workers(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All daemons' files in `work/`: name and path."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.name.endswith(ENDING):
+                yield entry.name[len(PREFIX) : -len(ENDING)], Path(entry.path)
+
+
+def read(worker: str, path: Path, now: float) -> dict[str, Any] | None:
+    """What a daemon last wrote about itself, with `alive` and `beat_s`; None when its file has just gone.
+
+    `alive` is a guess from the times in it: for people, not for the protocol.
+    """
+    try:
+        with path.open("rb") as file:
+            beat = max(0.0, now - os.fstat(file.fileno()).st_mtime)
+            body = file.read(_MAX_BYTES)
+            locked = _lock(file.fileno(), exclusive=False)
+    except OSError:
+        return None
+    try:
+        said = json.loads(body)
+    except ValueError:  # read while it was written
+        said = {}
+    said = said if isinstance(said, dict) else {}
+    told = said.get("lease_s")
+    lease_s = told if isinstance(told, int | float) else 60.0
+    gone = locked and worker.endswith(f"-{boot()}") and boot() != _NO_LOCKS
+    return {**said, "worker": worker, "beat_s": round(beat, 1), "alive": not gone and beat <= lease_s}

@@ -1,0 +1,127 @@
+"""Whether the share is there and can be used: the folders proved at the start, the sentinel ever after.
+
+A share that is unmounted leaves its bare mountpoint, which looks like an empty share, or like an old one. The sentinel
+is a file in `work/` with a number in it: where it is missing, nothing is read and nothing is written.
+
+What can still go wrong here: the proof is of the moment it was made. At the very first start there is no sentinel yet,
+and a bare mountpoint is taken for a new share; who mounts at boot names a file of the share as `sentinel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from loguru import logger
+
+from sam_poll.doors.layout import Layout
+from sam_poll.errors import ShareError
+from sam_poll.fs import TEMP_PREFIX
+
+SENTINEL = TEMP_PREFIX + "share"
+
+
+def prove(layout: Layout, sentinel: Path | None = None) -> None:
+    """Make the folders where they are missing and prove by a real rename that a file can travel through them.
+
+    Device numbers are not enough: two bind mounts of one disk have the same number and still refuse a rename.
+    ShareError says which two folders do not fit and what to do, or that the `sentinel` is missing.
+    """
+    if sentinel and not sentinel.exists():
+        raise ShareError(
+            "the share is not there: its sentinel is missing",
+            place=str(sentinel),
+            remedy="mount the share; on a new one make the file once, with touch",
+        )
+    if not layout.input.parent.is_dir():
+        raise ShareError(
+            "the share is not there",
+            place=str(layout.input),
+            remedy=f"mount it, or `mkdir -p {layout.input}`",
+        )
+    for name, folder in layout.folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(name, folder, error) from error
+    names = list(layout.folders.items())
+    token = f"{TEMP_PREFIX}{os.getpid()}-{uuid4().hex[:6]}-probe"
+    here_name, here = names[0]
+    probe = here / token
+    try:
+        probe.write_bytes(b"")
+    except OSError as error:
+        raise unusable(here_name, here, error) from error
+    try:
+        for name, folder in names[1:]:
+            try:
+                probe = probe.rename(folder / token)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise ShareError(
+                        f"`{here_name}` and `{name}` are on different file systems: renaming between them fails",
+                        place=f"{here} → {folder}",
+                        remedy="put all five folders on one mount (in Docker: mount their parent, not each of them)",
+                    ) from error
+                raise unusable(name, folder, error) from error
+            here_name, here = name, folder
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def unusable(name: str, folder: Path, error: OSError) -> ShareError:
+    """What to say of a folder, or a file in it, that the system does not let us use."""
+    return ShareError(
+        f"`{name}` cannot be used: {error.strerror or error}",
+        place=str(folder),
+        remedy=f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to write there",
+    )
+
+
+class Sentinel:
+    """Tells the share from the place it is mounted at. Made after `prove`."""
+
+    def __init__(self, layout: Layout, users: Path | None = None) -> None:
+        """`users` is a further file that must be there, made by the share's owner. OSError."""
+        self._layout, self._users = layout, users
+        self._path = layout.work / SENTINEL
+        self._number = self._read() or self._make()
+        self._device = layout.input.stat().st_dev
+
+    def check(self) -> None:
+        """OSError when the share is not there, or another one lies in its place."""
+        if self._users and not self._users.exists():
+            raise OSError(errno.ESTALE, "the share is not there, its sentinel is missing", str(self._users))
+        number = self._read()
+        if number is None and self._layout.input.stat().st_dev == self._device:
+            # Unmounting changes the device. It is the same: somebody has deleted work/, or what is in it.
+            logger.warning("{} was deleted; it is made anew", self._path)
+            self._layout.work.mkdir(exist_ok=True)
+            number = self._number = self._make()
+        if number is None:
+            raise OSError(errno.ESTALE, "the share is not there", str(self._path))
+        if number != self._number:
+            raise OSError(errno.ESTALE, "another share lies here than at the start; restart to use it", str(self._path))
+        self._device = self._layout.input.stat().st_dev
+
+    def _read(self) -> str | None:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(100).decode("ascii", "replace").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def _make(self) -> str:
+        """Whole before it has its name; the first of several daemons wins."""
+        number = uuid4().hex
+        temporary = self._path.with_name(f"{SENTINEL}-{number}.tmp")
+        temporary.write_text(number + "\n")
+        with contextlib.suppress(OSError):  # it is there by now, or there are no hard links on this share
+            os.link(temporary, self._path)
+        if self._read() is None:
+            temporary.replace(self._path)
+        temporary.unlink(missing_ok=True)
+        return self._read() or number

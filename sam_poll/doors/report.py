@@ -1,0 +1,100 @@
+"""What lies in the share's folders, for people; and putting failed jobs back.
+
+What can still go wrong here: counting takes as long as the folders are large, and what is counted moves meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from sam_poll.doors import lease
+from sam_poll.doors.claims import listing
+from sam_poll.doors.failures import files_of
+from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
+from sam_poll.doors.settle import is_temporary
+from sam_poll.fs import TEMP_PREFIX, exists, move_new, shown
+
+
+def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
+    """Counts of the five folders, the oldest prompt or picture that waits, and the daemons at work.
+
+    `{"input": {"pictures": 3, "prompts": 2, "other": 0}, "work": …, "oldest": {"name": …, "seconds": …} | None,
+    "workers": [{"worker": …, "host": …, "pid": …, "alive": true, "beat_s": 3.2, …}]}`
+    """
+    now = time.time() if now is None else now
+    report: dict[str, Any] = {}
+    oldest: tuple[float, str] | None = None
+    for name, folder in layout.folders.items():
+        counts = {"pictures": 0, "prompts": 0, "other": 0}
+        if name == "failed":
+            counts["errors"] = 0
+        report[name] = counts
+        if not folder.is_dir():
+            continue
+        for path, entry in _in_claims(folder) if name == "work" else walk(folder):
+            if entry.name.startswith(TEMP_PREFIX):
+                continue
+            kind = _kind(layout, entry.name, name)
+            counts[kind] = counts.get(kind, 0) + 1
+            if name == "input" and kind in ("pictures", "prompts"):
+                with contextlib.suppress(FileNotFoundError):  # claimed in this very moment
+                    age = entry.stat(follow_symlinks=False).st_mtime
+                    oldest = min(oldest, (age, path)) if oldest else (age, path)
+    report["oldest"] = {"name": oldest[1], "seconds": max(0.0, round(now - oldest[0], 1))} if oldest else None
+    found = (lease.read(worker, path, now) for worker, path in sorted(lease.workers(layout.work)))
+    report["workers"] = [worker for worker in found if worker]
+    return report
+
+
+def _in_claims(work: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files of all claims, by their paths below `in/`, and what lies beside the claims."""
+    yield from walk(work)
+    for claim in listing(work)[0]:
+        if claim.hold and claim.path.is_dir():
+            yield from ((f"{claim.folder}/{path}", entry) for path, entry in walk(claim.path))
+
+
+def _kind(layout: Layout, name: str, folder: str) -> str:
+    if is_temporary(name):
+        return "other"
+    if folder == "failed" and name.endswith(ERROR_ENDING):
+        return "errors"
+    if folder != "output" and layout.is_prompt(name):
+        return "prompts"
+    return "pictures" if folder != "output" and layout.is_picture(name) else "other"
+
+
+def retry(layout: Layout, pattern: str = "*", *, on_move: Callable[[str], None] = lambda name: None) -> int:
+    """Put failed jobs whose id matches the pattern (`cam1/*`) back into `input` and drop their error files.
+
+    Returns the number of jobs. What the error file lists is moved; a name taken in `input` is left where it is.
+    """
+    jobs = 0
+    errors = [p for p, e in walk(layout.failed) if e.name.endswith(ERROR_ENDING)] if layout.failed.is_dir() else []
+    for path in sorted(errors):
+        error_file = layout.failed / path
+        identity = path[: -len(ERROR_ENDING)]
+        if not fnmatch(identity, pattern):
+            continue
+        files = files_of(error_file)
+        folder = os.path.dirname(path)
+        moves = [(error_file.parent / f, layout.input / folder / f) for f in files]
+        moves = [(source, target) for source, target in moves if exists(source)]
+        taken = [target for _, target in moves if exists(target)]
+        if taken:
+            logger.warning("{} stays in failed/: {} is taken", shown(identity), shown(taken[0]))
+            continue
+        for source, target in sorted(moves, key=lambda m: layout.is_prompt(m[0].name)):
+            move_new(source, target)
+        error_file.unlink(missing_ok=True)
+        jobs += 1
+        on_move(identity)
+    return jobs

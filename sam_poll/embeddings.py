@@ -1,0 +1,36 @@
+"""The last pictures' embeddings, by content: ten prompts for one picture cost one encoding. Device thread only.
+
+What can still go wrong here: they lie on the device and are not given up when its memory runs out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from sam_poll.types import Embedding
+
+
+class Embeddings:
+    """Keeps at most `limit_bytes`, the last one in any case. The key is the picture's digest and the side it was made at."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._kept: OrderedDict[tuple[str, int], Embedding] = OrderedDict()
+
+    def get(self, key: tuple[str, int]) -> Embedding | None:
+        """None where it is not known (any more)."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: tuple[str, int], embedding: Embedding) -> None:
+        """Remember one; the least recently used go."""
+        self._kept[key] = embedding
+        self._bytes += embedding.nbytes
+        while self._bytes > self._limit and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+        self._bytes = 0
