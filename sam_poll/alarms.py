@@ -71,6 +71,3 @@ class Alarms:
 
     def __contains__(self, kind: str) -> bool:
         return kind in self._active
-
-    def __bool__(self) -> bool:
-        return bool(self._active)

@@ -1,7 +1,7 @@
 """Settings become objects here: doors, engine, formats, pipeline; and here they are started and stopped in order.
 
 The only room that knows all others. Signals set an event and nothing else; a second one ends the process at once (what
-was at work comes back at the next start).
+was at work is taken over by the next start, or by another daemon).
 
 What can still go wrong here: a thread that hangs inside a driver does not end with its process's good will; after
 `drain_s` the run ends without it.
@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ExitCode, SettingsError
+from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
@@ -108,7 +109,7 @@ def engine_of(
         raise SettingsError(
             "one process serves one device for now",
             place="devices",
-            remedy="start one daemon a device, each on its own share",
+            remedy="start one daemon a device; they may share the folders",
         )
     return engines.load(
         engines.resolve(settings.model, config=settings.model_cfg, model_type=model_type),
@@ -144,7 +145,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 def bounded_stop(stop: threading.Event, after_s: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
     """Ends the process `after_s` after `stop`, if it is still here then: a driver or a share may hang for ever.
 
-    What was at work stays in `work/` and comes back at the next start.
+    What was at work stays in `work/` and is taken over by the next start, or by another daemon.
     """
     over = threading.Event()
 
@@ -153,7 +154,7 @@ def bounded_stop(stop: threading.Event, after_s: float, end: Callable[[int], obj
             if over.is_set():
                 return
         if not over.wait(after_s):
-            logger.error("something hangs; ending without it. What was at work comes back at the next start")
+            logger.error("something hangs; ending without it. What was at work is taken over")
             end(ExitCode.OK)
 
     thread = threading.Thread(target=wait, name="bounded-stop", daemon=True)
@@ -162,6 +163,22 @@ def bounded_stop(stop: threading.Event, after_s: float, end: Callable[[int], obj
         yield
     finally:
         over.set()
+
+
+def metrics_of(settings: Settings, signs: Signs, door: FolderDoor) -> AbstractContextManager[None]:
+    """Metrics served as long as this is entered, if the settings ask for them. SettingsError where they cannot be."""
+    address = settings.health.metrics
+    if address is None:
+        return nullcontext()
+    try:
+        from sam_poll import metrics
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"metrics need the package prometheus_client ({error})",
+            place="health.metrics",
+            remedy="pip install 'sam_poll[metrics]', or set it to null",
+        ) from error
+    return metrics.serve(address, signs, door)
 
 
 def watch(
@@ -178,23 +195,62 @@ def watch(
     screen.set_up_log(settings.log, settings.log_level, console=console)
     layout = layout or layout_of(settings)
     manners = manners_of(settings, once=once)
-    # The share is proved before the model is loaded: the cheap mistake is told first.
-    with stop_on_signals() as stop, bounded_stop(stop, _LAST_RESORT_S), FolderDoor(layout, manners) as door:
-        engine = engine_of(settings, model_type=model_type)
-        pipeline = Pipeline(engine, formats_of(settings), sizes=sizes_of(settings), on_result=on_result)
+    signs, notify = Signs(), Notifier()
+    door = FolderDoor(layout, manners, alarms=signs.alarms, pulse=signs.intake, state=signs.state)
+    # The share is proved and the port opened before the model is loaded: the cheap mistakes are told first.
+    with (
+        stop_on_signals() as stop,
+        bounded_stop(stop, _LAST_RESORT_S),
+        door,
+        metrics_of(settings, signs, door),
+    ):
+        notify(f"STATUS=loading {settings.model}")
+        signs.engine = engine = engine_of(settings, model_type=model_type)
+        pipeline = Pipeline(
+            engine,
+            formats_of(settings),
+            sizes=sizes_of(settings),
+            stats=signs.stats,
+            on_result=on_result,
+            alarms=signs.alarms,
+            intake=signs.intake,
+            device=signs.device,
+        )
         how = "events" if manners.events else "polling"
         logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
-        now = pipeline.stats.now
-        title = f"{engine.info.name} on {engine.info.device}"
-
-        def waiting() -> int:
-            return door.waiting
-
-        with screen.Progress(title, now, waiting, console) if console else screen.Heartbeat(now, waiting):
+        with _watched(settings, signs, door, stop, notify, console):
             pipeline.run(door, stop)
+        now = signs.stats.now()
         rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
-        logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now()), rest)
-        return ExitCode.FAILED_JOBS if once and now().rejected else ExitCode.OK
+        logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now), rest)
+        return ExitCode.FAILED_JOBS if once and now.rejected else ExitCode.OK
+
+
+@contextmanager
+def _watched(
+    settings: Settings,
+    signs: Signs,
+    door: FolderDoor,
+    stop: threading.Event,
+    notify: Notifier,
+    console: Console | None,
+) -> Iterator[None]:
+    """What tells people, systemd and others how the run goes while it goes."""
+    now, alarms = signs.stats.now, signs.alarms.active
+
+    def waiting() -> int:
+        return door.waiting
+
+    def line() -> str:
+        return screen.status_line(now(), waiting(), alarms())
+
+    health, info = settings.health, signs.info
+    title = f"{info.name} on {info.device}" if info else ""
+    with (
+        Monitor(signs, stop, stuck_s=health.stuck_s, file=health.file, notify=notify, summary=line),
+        screen.Progress(title, now, waiting, console, alarms) if console else screen.Heartbeat(now, waiting, alarms),
+    ):
+        yield
 
 
 def predict(

@@ -234,20 +234,23 @@ def status(
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count what lies in the five folders, and name what has waited longest."""
+    """Count what lies in the five folders, name what has waited longest, and the daemons at work with their alarms."""
     settings = _settings(source, config)
     from rich.console import Console
 
     from sam_poll import console
     from sam_poll.app import layout_of
-    from sam_poll.doors.layout import status as look
+    from sam_poll.doors.report import status as look
     from sam_poll.fs import shown
 
     layout = layout_of(settings)
     if not layout.input.is_dir():
         raise ShareError("the share is not there", place=str(layout.input), remedy="mount it, or name another folder")
     report = look(layout)
+    living = [worker for worker in report["workers"] if worker["alive"]]  # what the dead last said is over
+    alarms = [{"worker": worker["worker"], **alarm} for worker in living for alarm in console.alarms_of(worker)]
     if as_json:
+        report["alarms"] = alarms
         typer.echo(json.dumps(report))
         return
     rows = [
@@ -259,6 +262,13 @@ def status(
     )
     oldest = report["oldest"]
     typer.echo(f"waiting longest: {shown(oldest['name'])}, {oldest['seconds']:.0f} s" if oldest else "nothing waits")
+    typer.echo("" if report["workers"] else "no daemon works here")
+    if report["workers"]:
+        columns = ["daemon", "host", "pid", "model", "device", "last sign of life", "alarms"]
+        Console().print(console.table("", columns, console.worker_rows(report["workers"])))
+    for alarm in alarms:
+        message = f"alarm ({shown(alarm['kind'])}) of {shown(alarm['worker'])}: {shown(alarm['message'])}"
+        typer.echo(f"{message}, for {alarm['seconds']:.0f} s")
 
 
 @app.command()
@@ -272,7 +282,7 @@ def retry(
     settings = _settings(source, config)
     from sam_poll import console
     from sam_poll.app import layout_of
-    from sam_poll.doors.layout import retry as put_back
+    from sam_poll.doors.report import retry as put_back
     from sam_poll.fs import shown
 
     count = put_back(layout_of(settings), pattern, on_move=lambda job: typer.echo(shown(job)))

@@ -171,8 +171,9 @@ def status_line(now: Snapshot, waiting: int, alarms: Sequence[Alarm] = ()) -> st
 
 
 def alarm_line(alarm: Alarm) -> str:
-    """`alarm (share) for 12 s: the folder is not there`."""
-    return f"alarm ({alarm.kind}) for {alarm.seconds:.0f} s: {shown(alarm.message)}"
+    """`alarm (share) for 12 min: the folder is not there`."""
+    lasts = f"{alarm.seconds:.0f} s" if alarm.seconds < 60 else f"{alarm.seconds / 60:.0f} min"
+    return f"alarm ({alarm.kind}) for {lasts}: {shown(alarm.message)}"
 
 
 def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -16,7 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sam_poll import cli
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.scan import Manners
 from sam_poll.errors import DeviceError, ExitCode
+from sam_poll.health import Signs
 from tests.conftest import BOX, Share, picture_bytes, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +122,9 @@ def test_a_model_that_is_not_downloaded_ends_with_4_and_says_how_to_get_it(
     assert "sam-poll models download sam2.1_hiera_tiny" in run.err
 
 
-def test_a_failed_device_ends_with_70_and_the_jobs_wait(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_device_ends_with_70_and_the_next_start_answers_the_jobs(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sam_poll.engines.fake import FakeEngine
 
     def broken(*args: Any, **kwargs: Any) -> FakeEngine:
@@ -127,10 +132,13 @@ def test_a_failed_device_ends_with_70_and_the_jobs_wait(share: Share, monkeypatc
         engine.fail("encode", DeviceError("CUDA error: an illegal memory access was encountered"))
         return engine
 
-    monkeypatch.setattr("sam_poll.app.engine_of", broken)
     share.pair("dog")
-    assert watch_once(share).code == ExitCode.DEVICE
-    assert share.tree("input") == ["dog.jpg", "dog.json"]
+    with monkeypatch.context() as patched:
+        patched.setattr("sam_poll.app.engine_of", broken)
+        assert watch_once(share).code == ExitCode.DEVICE
+    assert share.tree("done") == share.tree("failed") == share.tree("output") == []
+    assert watch_once(share).code == ExitCode.OK
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
 
 
 def test_a_surprise_ends_with_1_one_line_and_a_file_for_the_report(
@@ -316,6 +324,44 @@ def test_status_counts_and_retry_puts_back(share: Share) -> None:
     assert "dog" in run.out
     assert share.tree("input") == ["dog.jpg", "dog.json"]
     assert "waiting longest: dog.j" in Run("status", share.layout.input).out
+
+
+def test_status_shows_the_daemons_at_work_and_what_they_count(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no daemon works here" in Run("status", share.layout.input).out
+    monkeypatch.setenv("SAM_POLL_LEASE_S", "2")
+
+    def worker() -> dict[str, Any]:
+        workers = json.loads(Run("status", share.layout.input, "--json").out)["workers"]
+        return workers[0] if workers else {}
+
+    with daemon(share) as process:
+        share.pair("dog")
+        wait_until(lambda: worker().get("answered") == 1, 60)
+        assert (worker()["pid"], worker()["model"], worker()["alive"]) == (process.pid, "fake", True)
+        (line,) = [line for line in Run("status", share.layout.input).out.splitlines() if worker()["worker"] in line]
+        assert line.rstrip().endswith("s ago")
+        assert " fake " in line
+        process.kill()
+        process.communicate(timeout=60)
+    assert worker()["alive"] is False
+    assert "dead, " in Run("status", share.layout.input).out
+
+
+def test_status_names_alarms_of_the_living_only_and_ends_with_0(share: Share) -> None:
+    signs = Signs()
+    signs.alarms.raise_("output", "No space left on device\x1b[2J")
+    with FolderDoor(share.layout, Manners(lease_s=2.0, events=False), alarms=signs.alarms, state=signs.state) as door:
+        run = Run("status", share.layout.input)
+        report = json.loads(Run("status", share.layout.input, "--json").out)
+        (entry,) = share.layout.work.glob("*worker*")
+        left_behind = entry.read_bytes()
+    assert run.code == ExitCode.OK
+    assert f"alarm (output) of {door.worker}: No space left on device\\x1b[2J, for 0 s" in run.out
+    ((worker, kind),) = [(alarm["worker"], alarm["kind"]) for alarm in report["alarms"]]
+    assert (worker, kind) == (door.worker, "output")
+    entry.write_bytes(left_behind)
+    assert json.loads(Run("status", share.layout.input, "--json").out)["alarms"] == []
+    assert "alarm (" not in Run("status", share.layout.input).out
 
 
 def test_status_of_a_share_that_is_not_there_ends_with_75(tmp_path: Path) -> None:

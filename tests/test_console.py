@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from loguru import logger
 from rich.console import Console
 
 from sam_poll import console
-from sam_poll.alarms import Alarms
+from sam_poll.alarms import Alarm, Alarms
 from sam_poll.stats import Stats
 from tests.conftest import wait_until
 
@@ -75,6 +76,11 @@ def test_the_live_display_has_a_red_line_for_each_alarm() -> None:
     assert "alarm (share) for 0 s: the folder is not there\\x1b[2J" in first
     assert "alarm (output) for 0 s: No space left on device" in second
     assert "\x1b[1;31m" in first
+
+
+def test_a_long_alarm_is_told_in_minutes() -> None:
+    lasting = Alarm("share", "gone", since=0.0, started=time.monotonic() - 600.0, told=0.0)
+    assert console.alarm_line(lasting) == "alarm (share) for 10 min: gone"
 
 
 def test_the_minutes_summary_says_an_alarm_even_when_no_job_comes(logged: list[str]) -> None:

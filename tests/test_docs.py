@@ -14,8 +14,10 @@ from typing import Any
 import cv2
 import pytest
 import typer.main
+import yaml
 
 from sam_poll import cli, images, prompts, waikato
+from sam_poll.alarms import KINDS
 from sam_poll.doors import scan, settle
 from sam_poll.engines import catalog, memory
 from sam_poll.errors import ExitCode
@@ -242,19 +244,54 @@ def test_models_lists_the_catalogue_with_its_sizes() -> None:
         " done: ",
         " rejected: ",
         " goes back: ",
-        " cannot be put away (",
-        "; next try in ",
-        "the share cannot be used (",
+        "took over ",
+        "another daemon has taken it over",
+        " stays in work/, to be taken over: ",
+        " was deleted; it is made anew",
+        " is over after ",
+        " cannot be touched: ",
         "out of memory in ",
         ": trying again at ",
         "memory has been enough for a while: trying ",
-        " files of an earlier run were still in work/: they are back in ",
+        " files lay in work/ without a claim: they are back in ",
         " jobs answered (",
     ],
 )
 def test_log_lines_that_operations_explains_are_still_written_so(words: str) -> None:
     assert words in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert any(words in path.read_text(encoding="utf-8") for path in (ROOT / "sam_poll").rglob("*.py"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_says_what_each_alarm_means_and_what_to_do(kind: str) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{kind}` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert all(row)
+
+
+def test_operations_lists_the_metrics_and_its_rules_use_no_others() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    source = (ROOT / "sam_poll" / "metrics.py").read_text(encoding="utf-8")
+    made = set(re.findall(r'(Gauge|Counter|Histogram|Info)\(\s*"(\w+)"', source))
+    endings = {"Counter": "_total", "Info": "_info"}
+    names = {name + endings.get(kind, "") for kind, name in made}
+    assert len(names) == 11
+    assert set(re.findall(r"^\| `(sam_poll_\w+)", text, re.MULTILINE)) == names
+    (block,) = re.findall(r"```yaml\n(groups:.*?)```", text, re.DOTALL)
+    rules = yaml.safe_load(block)["groups"][0]["rules"]
+    used = {name for rule in rules for name in re.findall(r"sam_poll_\w+", re.sub('"[^"]*"', "", rule["expr"]))}
+    assert len(rules) == len({rule["alert"] for rule in rules})
+    assert used
+    assert used <= names
+
+
+def test_operations_names_the_systemd_units_times_as_they_are() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    unit = (ROOT / "examples" / "systemd" / "sam-poll.service").read_text(encoding="utf-8")
+    for word in re.findall(
+        r"`((?:Type|WatchdogSec|TimeoutStartSec|RestartPreventExitStatus|PYTHONFAULTHANDLER)=[^`]*)`", text
+    ):
+        assert re.search(rf"^(Environment=)?{re.escape(word)}$", unit, re.MULTILINE), word
 
 
 # ── examples ──

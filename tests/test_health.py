@@ -151,7 +151,7 @@ def test_after_stop_nothing_is_stuck_because_the_end_has_a_limit_of_its_own(syst
     watch.look()
     assert "STOPPING=1" in systemd.lines()
     assert systemd.heard.count("STOPPING=1") == 1
-    assert not signs.alarms
+    assert not signs.alarms.active()
 
 
 def test_entering_is_ready_leaving_is_stopping_and_the_time_of_loading_counts_for_nothing(systemd: Socket) -> None:
@@ -163,7 +163,7 @@ def test_entering_is_ready_leaving_is_stopping_and_the_time_of_loading_counts_fo
         wait_until(lambda: "STATUS=3 jobs\\nanswered" in systemd.lines())
     assert systemd.lines()[0] == "READY=1"
     assert systemd.lines()[-1] == "STOPPING=1"
-    assert not signs.alarms
+    assert not signs.alarms.active()
 
 
 def test_a_status_is_sent_when_it_changes_only(systemd: Socket) -> None:
@@ -273,7 +273,6 @@ def test_an_alarm_that_lasts_is_one_line_and_its_end_another(logged: list[str]) 
         alarms.raise_("share", "gone")
     alarms.raise_("share", "not writable")
     assert "share" in alarms
-    assert bool(alarms)
     alarms.clear("share")
     assert "share" not in alarms
     assert [line.split(maxsplit=1)[0] for line in logged] == ["ERROR", "ERROR", "INFO"]
@@ -303,3 +302,30 @@ def test_a_daemon_tells_systemd_that_it_is_ready_alive_and_stopping(
             process.kill()
     assert process.returncode == 0
     assert "STOPPING=1" in systemd.lines()
+
+
+def test_a_sick_share_is_an_alarm_in_the_status_and_its_end_another_and_the_daemon_counts_as_alive(
+    share: Share, systemd: Socket, tmp_path: Path
+) -> None:
+    sentinel, alive = share.root / "here", tmp_path / "alive"
+    sentinel.touch()
+    more = {"SENTINEL": str(sentinel), "WATCH__RESCAN_S": "0.2", "HEALTH__FILE": str(alive), "HEALTH__STUCK_S": "20"}
+    env = os.environ | {"NOTIFY_SOCKET": systemd.address} | {f"SAM_POLL_{key}": value for key, value in more.items()}
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", "--log", "text"]
+
+    def status() -> str:
+        return next((line for line in reversed(systemd.lines()) if line.startswith("STATUS=")), "")
+
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: "0 files waiting" in status(), 60)
+            sentinel.unlink()
+            wait_until(lambda: "alarm (share) for" in status())
+            os.utime(alive, (0, 0))
+            wait_until(lambda: alive.stat().st_mtime > 0)
+            sentinel.touch()
+            wait_until(lambda: status() and "alarm" not in status())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
