@@ -11,16 +11,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sam_poll import formats
 from sam_poll.alarms import KINDS, Alarms
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.health import Heartbeat, Monitor, Notifier, Signs
+from sam_poll.pipeline import Pipeline
 from sam_poll.stats import Pulse
+from sam_poll.types import Embedding, Prepared
 from tests.conftest import Share, wait_until
 
 
@@ -276,6 +281,45 @@ def test_an_alarm_that_lasts_is_one_line_and_its_end_another(logged: list[str]) 
     alarms.clear("share")
     assert "share" not in alarms
     assert [line.split(maxsplit=1)[0] for line in logged] == ["ERROR", "ERROR", "INFO"]
+
+
+# ── the real loops ──
+
+
+def test_a_network_that_hangs_stops_the_device_loops_pulse_and_not_the_scans(share: Share) -> None:
+    signs, stop, go_on = Signs(), threading.Event(), threading.Event()
+
+    class Hanging(FakeEngine):
+        def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+            go_on.wait(60)
+            return super().encode(pictures)
+
+    def told() -> str:
+        return " ".join(alarm.message for alarm in signs.alarms.active())
+
+    pipeline = Pipeline(
+        Hanging(),
+        formats.load(["mask"], formats.FormatOptions()),
+        stats=signs.stats,
+        alarms=signs.alarms,
+        intake=signs.intake,
+        device=signs.device,
+    )
+    manners = Manners(quiet_s=0.0, events=False, rescan_s=0.05)
+    door = FolderDoor(share.layout, manners, alarms=signs.alarms, pulse=signs.intake)
+    with door, Monitor(signs, stop, stuck_s=3.0, every_s=0.05):
+        thread = threading.Thread(target=pipeline.run, args=(door, stop))
+        thread.start()
+        try:
+            share.pair("dog")
+            wait_until(lambda: "the device loop has not moved for over 3 s" in told())
+            assert "the scan" not in told()
+            go_on.set()
+            wait_until(lambda: signs.stats.now().answered == 1 and not told())
+        finally:
+            go_on.set()
+            stop.set()
+            thread.join(60)
 
 
 # ── a real daemon ──
