@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP  := $(VENV)/.installed
+FUZZ_SECONDS ?= 600
 
-.PHONY: help venv demo test check lint types format clean
+.PHONY: help venv demo test check lint types format clean fuzz
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -31,6 +32,9 @@ demo: $(STAMP) ## run the main job on bundled pictures with the bundled small mo
 # One thread for torch in each test process: more of them than cores make it many times slower.
 test: $(STAMP) ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
+
+fuzz: $(STAMP) ## look for input that brings anything but an answer or a refusal, for FUZZ_SECONDS
+	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: $(STAMP) ## ruff: mistakes and formatting
 	@$(BIN)/ruff check .

@@ -234,9 +234,8 @@ def _never_zero(scan: bytes, codes: dict[int, int], progressive: bool) -> bool:
     if len(scan) < 4 or len(scan) < 4 + 2 * scan[0]:
         return False
     tables = [codes.get(0x10 | scan[2 + 2 * n] & 0x0F, 0) for n in range(scan[0])]
-    first, _, steps = scan[-3:]
-    if progressive and (first == 0 or steps >> 4):
-        return False  # differences of brightness, or corrections: zero where nothing changes
+    if progressive and scan[-3] == 0:
+        return False  # differences of brightness from block to block: zero where nothing changes
     return any(code & 0x0F for code in tables)
 
 

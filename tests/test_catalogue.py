@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from loguru import logger
 
-from sam_poll import images, prompts
+from sam_poll import bytesof, images, prompts
 from sam_poll.engines.fake import FakeEngine
 from tests.catalogue import FAMILIES, PROMPT, SPARSE, Case, answered, jpeg, not_understood, refused, sparse
 from tests.conftest import Share, wait_until
@@ -269,13 +269,15 @@ def test_a_picture_that_is_emptied_after_the_claim_ends_in_its_reason(
     alone: Drained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone.drop(CUT)
+    read = bytesof.read
     with (alone.share.layout.input / f"{CUT.stem}.jpg").open("r+b") as writer:
 
-        def and_is_emptied(data: bytes) -> prompts.PromptFile:
+        def emptied_before(path: Path) -> Any:
             writer.truncate(0)
-            return prompts.parse(data)
+            return read(path)
 
-        alone.drain(parse=and_is_emptied)
+        monkeypatch.setattr(bytesof, "read", emptied_before)
+        alone.drain()
     report = alone.report(f"{CUT.stem}.json")
     assert report["code"] == CUT.code
     for words in CUT.says:

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from sam_poll import images
-from sam_poll.errors import PictureError
+from sam_poll import headers, images
+from sam_poll.errors import PictureError, UnfinishedError
 from sam_poll.images import decode, is_picture, read_header
 from sam_poll.types import Size
+from tests.catalogue import blank_page, flipped, holed, noise, repeated_scans
 from tests.strategies import encoded, sample
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -292,6 +293,85 @@ def test_the_end_of_a_preview_inside_a_jpeg_is_not_taken_for_the_end_of_the_pict
 def test_bytes_after_the_end_of_a_picture_do_no_harm(kind: str) -> None:
     data = encoded(sample(), kind)
     assert np.array_equal(decode(data + b"\0" * 100 + b"appended").pixels, decode(data).pixels)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_cut_off_empty_or_all_zeros_may_still_be_arriving(kind: str) -> None:
+    whole = encoded(sample(), kind)
+    for begun in (b"", whole[:1], whole[:5], whole[:11], whole[: len(whole) // 2], bytes(len(whole))):
+        with pytest.raises(UnfinishedError):
+            decode(begun)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_hole_of_zeros_in_a_jpeg_is_found(mode: str, options: dict[str, bool], share: float) -> None:
+    noisy = Image.fromarray(np.random.default_rng(5).integers(0, 255, (200, 300, 3), np.uint8)).convert(mode)
+    whole = encoded(noisy, "JPEG", quality=90, **options)
+    assert decode(whole).size == Size(300, 200)
+    with pytest.raises(UnfinishedError, match=r"zeros from byte [\d,]+ on"):
+        decode(holed(whole, share, 2000))
+
+
+def test_zeros_that_mean_a_blank_page_are_no_hole() -> None:
+    assert decode(blank_page()).size == Size(2000, 2000)
+    assert decode(encoded(Image.new("RGB", (900, 900)), "JPEG", progressive=True)).size == Size(900, 900)
+
+
+def test_zeros_beside_the_compressed_data_are_no_hole() -> None:
+    assert decode(encoded(sample(), "JPEG", exif=b"Exif\0\0II*\0" + bytes(5000))).size == Size(67, 41)
+    assert decode(encoded(sample(), "JPEG") + bytes(5000)).size == Size(67, 41)
+
+
+def test_a_hole_in_a_png_is_told_from_a_flipped_bit() -> None:
+    whole = noise("PNG")
+    for share in (0.01, 0.5, 0.9):
+        with pytest.raises(UnfinishedError, match="zeros from byte"):
+            decode(holed(whole, share))
+    with pytest.raises(PictureError, match="checksum") as refusal:
+        decode(flipped(whole))
+    assert not isinstance(refusal.value, UnfinishedError)
+
+
+def test_a_png_with_nonsense_between_its_chunks_is_refused_as_damaged() -> None:
+    whole = encoded(sample())
+    at = whole.index(b"IDAT") - 4
+    with pytest.raises(PictureError, match="no chunk where one should begin") as refusal:
+        decode(whole[:at] + b"\x01\x02\x03\x04\x05\x06\x07\x08\x09" + whole[at:])
+    assert not isinstance(refusal.value, UnfinishedError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "parts"),
+    [
+        ("JPEG", {}, "parts"),
+        ("PNG", {}, "chunks"),
+        ("WEBP", {"exif": b"Exif\0\0II*\0"}, "chunks"),
+        ("TIFF", {}, "tags"),
+    ],
+)
+def test_a_file_of_far_too_many_parts_is_not_walked_to_its_end(
+    kind: str, options: dict[str, bytes], parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(sample(), kind, **options)
+    assert decode(data).size == Size(67, 41)
+    monkeypatch.setattr(headers, "_MAX_PARTS", 2)
+    with pytest.raises(PictureError, match=f"far too many {parts}"):
+        decode(data)
+
+
+def test_a_tiff_of_far_too_many_strips_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(sample(40, 400), "TIFF", tiffinfo={278: 1})
+    monkeypatch.setattr(headers, "_MAX_PARTS", 300)
+    with pytest.raises(PictureError, match="far too many strips"):
+        decode(data)
+
+
+def test_a_jpeg_may_have_a_hundred_scans_and_no_more() -> None:
+    assert decode(repeated_scans(90)).size == Size(67, 41)
+    with pytest.raises(PictureError, match="far too many scans"):
+        decode(repeated_scans(101))
 
 
 def png_of(width: int, height: int) -> bytes:
