@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP  := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
 
-.PHONY: help venv demo test check lint types format clean fuzz
+.PHONY: help venv demo test check lint types format clean chaos soak fuzz
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +32,15 @@ demo: $(STAMP) ## run the main job on bundled pictures with the bundled small mo
 # One thread for torch in each test process: more of them than cores make it many times slower.
 test: $(STAMP) ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
+
+chaos: $(STAMP) ## daemons are killed, frozen and starved for a quarter of an hour; nothing may be lost
+	@$(BIN)/python -m tools.chaos
+	@$(BIN)/python -m tools.chaos_sweep --blow SIGKILL
+	@$(BIN)/python -m tools.chaos_sweep --blow SIGSTOP
+	@$(BIN)/python -m tools.chaos_scenarios
+
+soak: $(STAMP) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
+	@$(BIN)/python -m tools.soak
 
 fuzz: $(STAMP) ## look for input that brings anything but an answer or a refusal, for FUZZ_SECONDS
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)

@@ -1,0 +1,127 @@
+"""`python -m tools.chaos_daemon watch …`: the daemon with a fault built in, for the chaos runs.
+
+The environment says which:
+
+- `CHAOS_LAG_MS`: every step on the share (rename, mkdir, unlink, listing, opening) may take up to so long.
+- `CHAOS_STEP`, `CHAOS_BLOW`: before its n-th step that changes something, the process sends itself this signal.
+- `CHAOS_POISON` (a file): a picture that is magenta all over aborts the process; each time a line goes into the file.
+- `CHAOS_DEVICE` (a file): the device fails at the first job, unless the file is there; it is made then.
+- `CHAOS_FORGET`: the fake network keeps no list of what it has seen, so that a long run's memory is the daemon's own.
+- `CHAOS_SHARE`: only steps below this folder count.
+
+What can still go wrong here: the steps are those that Python audits; fsync, and utime by a file's number, are not.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_poll import cli
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import DeviceError
+from sam_poll.types import Embedding, Picture, Prepared
+
+MAGENTA = (255, 0, 255)
+_CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.utime", "os.truncate"}
+_STEPS = {*_CHANGES, "os.listdir", "os.scandir", "open"}
+
+
+class Steps:
+    """An audit hook: waits up to `lag_s` before a step on the share, and sends `blow` before the `at`-th change."""
+
+    def __init__(self, share: str, lag_s: float = 0.0, at: int = 0, blow: int = signal.SIGKILL) -> None:
+        self._share, self._lag_s, self._at, self._blow = share, lag_s, at, blow
+        self._rng = random.Random(os.getpid())
+        self._lock = threading.Lock()
+        self.count = 0
+        """Changes so far."""
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if event not in _STEPS or not self._on_share(args[0]):
+            return
+        if event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            with self._lock:
+                self.count += 1
+                now = self.count == self._at
+            if now:
+                os.kill(os.getpid(), self._blow)
+        if self._lag_s:
+            time.sleep(self._rng.uniform(0, self._lag_s))
+
+    def _on_share(self, path: Any) -> bool:
+        try:
+            return os.fsdecode(path).startswith(self._share)
+        except TypeError:  # a file's number
+            return False
+
+
+def poison(tally: Path) -> None:
+    """Make magenta pictures end the process."""
+    prepare = FakeEngine.prepare
+
+    def abort(engine: FakeEngine, picture: Picture) -> Prepared:
+        if np.all(picture.pixels == MAGENTA):
+            with tally.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            os.abort()
+        return prepare(engine, picture)
+
+    setattr(FakeEngine, "prepare", abort)  # noqa: B010  mypy takes the plain form for a mistake
+
+
+def sick_device(once: Path) -> None:
+    """Make the device fail from the first job on, in the first process that gets so far."""
+    encode = FakeEngine.encode
+    sick: list[bool] = []
+
+    def fail(engine: FakeEngine, pictures: Sequence[Prepared]) -> list[Embedding]:
+        if sick or not once.exists():
+            once.touch()
+            sick.append(True)
+            raise DeviceError("the device has fallen off the bus")
+        return encode(engine, pictures)
+
+    setattr(FakeEngine, "encode", fail)  # noqa: B010
+
+
+def forgetful() -> None:
+    """Let the fake network forget."""
+    encode = FakeEngine.encode
+
+    def forget(engine: FakeEngine, pictures: Sequence[Prepared]) -> list[Embedding]:
+        engine.encoded.clear()
+        return encode(engine, pictures)
+
+    setattr(FakeEngine, "encode", forget)  # noqa: B010
+
+
+def main() -> None:
+    """Build the faults in, then be the daemon."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    given = os.environ
+    if "CHAOS_SHARE" in given:
+        lag_s, at = float(given.get("CHAOS_LAG_MS", "0")) / 1000, int(given.get("CHAOS_STEP", "0"))
+        blow = signal.Signals[given.get("CHAOS_BLOW", "SIGKILL")]
+        sys.addaudithook(Steps(given["CHAOS_SHARE"], lag_s, at, blow))
+    if "CHAOS_POISON" in given:
+        poison(Path(given["CHAOS_POISON"]))
+    if "CHAOS_DEVICE" in given:
+        sick_device(Path(given["CHAOS_DEVICE"]))
+    if "CHAOS_FORGET" in given:
+        forgetful()
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

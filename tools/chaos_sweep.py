@@ -1,0 +1,244 @@
+"""A crash at every step: a daemon dies, or freezes past its lease, before its n-th change on the share, for every n.
+
+Where the chaos run strikes at random moments, this one strikes at each: another daemon must then finish everything
+(and a frozen one, when it wakes up, must do no harm), with the same answers as if nothing had happened. Daemons are
+forked from one process that has imported everything, so that a step costs a second or two and not five.
+
+What can still go wrong here: threads share the count of steps, so step 40 is not the same step in every run; a sweep
+passes each of them only about once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+
+# Imported here so that the forked daemons need not.
+from sam_poll import app  # noqa: F401
+from sam_poll.engines import loader  # noqa: F401
+from sam_poll.formats import mask, opex  # noqa: F401
+from tools import chaos_daemon
+from tools.chaos_jobs import File, pair, picture
+from tools.chaos_share import (
+    ChaosError,
+    at_work,
+    environment,
+    judge,
+    located,
+    log_lines,
+    new_share,
+    temporaries,
+    wait_for,
+)
+
+_DRAIN_S = 30.0
+_WAVE = 8
+
+
+@dataclass
+class Forked:
+    """A daemon forked from this process."""
+
+    share: Path
+    name: str
+    pid: int = 0
+    code: int | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.share.parent / "logs" / f"{self.name}.log"
+
+    def start(self, *, once: bool, **env: object) -> Forked:
+        """Fork; the child never returns."""
+        self.pid = os.fork()
+        if self.pid:
+            return self
+        try:
+            handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            os.environ.clear()
+            os.environ.update(environment(watch__settle_s=0, **env))
+            sys.argv = ["sam-poll", "watch", str(self.share / "in"), *(["--once"] if once else [])]
+            sys.argv += ["-m", "fake", "-f", "mask", "-f", "opex", "--log", "json"]
+            chaos_daemon.main()
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(1)
+
+    def ended(self, options: int = os.WNOHANG | os.WUNTRACED) -> int | None:
+        """Its exit code; -SIGKILL where it was killed, -SIGSTOP where it stands still; None: it runs."""
+        if self.code in (None, -signal.SIGSTOP):
+            found, status = os.waitpid(self.pid, options)
+            if found and os.WIFSTOPPED(status):
+                self.code = -signal.SIGSTOP
+            elif found:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def stop(self) -> None:
+        """SIGTERM; it must end with 0."""
+        wait_for(lambda: b"watching " in self.log.read_bytes(), f"{self.name} starts", 30)
+        os.kill(self.pid, signal.SIGTERM)
+        wait_for(lambda: self.ended() is not None, f"{self.name} stops", 50)
+        if self.code:
+            raise ChaosError(f"{self.name} ended with {self.code}: {self.log.read_text()[-600:]}")
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self.pid and self.ended() in (None, -signal.SIGSTOP):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+@dataclass
+class Trial:
+    """One step: the daemon that is struck there, and those that come after."""
+
+    root: Path
+    step: int
+    blow: str
+    struck: Forked = field(init=False)
+    heirs: list[Forked] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+    fault: str | None = None
+
+    def begin(self) -> None:
+        """Drop everything, and let the first daemon run into the blow."""
+        share = new_share(self.root)
+        self.files = _drop(share)
+        self.struck = Forked(share, "struck").start(
+            once=True, CHAOS_SHARE=share, CHAOS_STEP=self.step, CHAOS_BLOW=self.blow
+        )
+        wait_for(lambda: self.struck.ended() is not None, "the first daemon meets its step", _DRAIN_S)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it came to its end without a blow: there are no more steps."""
+        return self.struck.code not in (-signal.SIGKILL, -signal.SIGSTOP)
+
+    def inherit(self, heirs: int) -> None:
+        """Start those that have to finish."""
+        for number in range(heirs):
+            self.heirs.append(Forked(self.struck.share, f"heir{number}").start(once=False))
+
+    def finish(self, calm: Path | None) -> None:
+        """Wait for the heirs, wake the frozen one, and hold the share to everything."""
+        share = self.struck.share
+        wait_for(lambda: _over(share, self.files), "the heirs finish", _DRAIN_S, every=0.05)
+        if self.struck.code == -signal.SIGSTOP:
+            self.struck.code = None
+            os.kill(self.struck.pid, signal.SIGCONT)
+            wait_for(lambda: self.struck.ended() is not None, "the frozen one ends", _DRAIN_S)
+            if self.struck.code not in (0, 3):
+                raise ChaosError(f"after its sleep it ended with {self.struck.code}")
+            wait_for(lambda: _over(share, self.files), "the heirs finish what the frozen one left", _DRAIN_S)
+        for heir in self.heirs:
+            heir.stop()
+        for daemon in (self.struck, *self.heirs):
+            list(log_lines(daemon.log, cut=daemon is self.struck))
+        judge(share, self.files, calm=calm).hold()
+
+
+def _drop(share: Path) -> list[File]:
+    """One of each: a pair, a picture with three prompts, a name that is taken in done/, refused ones, a subfolder."""
+    (share / "in/cam1").mkdir()
+    (share / "done").mkdir()
+    old = [File(f.name, f.body, f.ends) for f in pair("again", 90)]
+    for file in old:
+        (share / "done" / file.name).write_bytes(file.body)
+    files = [*pair("one", 1), *pair("cam1/two", 2), *pair("again", 3)]
+    files += [File("three.jpg", picture(".jpg", 4), frozenset({"done"}))]
+    files += [File(f"three.{n}.json", pair(f"three{n}", 5 + n)[1].body, frozenset({"done"})) for n in range(3)]
+    bad = [File("four.png", b"no picture at all", frozenset({"failed"})), pair("four", 20, end="failed")[1]]
+    bad += [pair("five", 21, end="failed")[0], File("five.json", b'{"bbox": 5}', frozenset({"failed"}))]
+    for file in files + bad:
+        (share / "in" / file.name).write_bytes(file.body)
+    return old + files + bad
+
+
+def _over(share: Path, files: list[File]) -> bool:
+    if at_work(share) or temporaries(share):
+        return False
+    places = located(share)
+    return all([p.split("/")[0] in f.ends for p in places.get(f.key, [])] == [True] for f in files)
+
+
+def sweep(root: Path, blow: str, steps: list[int], heirs: int, *, tell: bool = False) -> tuple[int, list[str]]:
+    """Strike at these steps, some at a time; returns how many were met, and what went wrong."""
+    calm = Trial(root / "calm", 0, blow)
+    calm.begin()
+    judge(calm.struck.share, calm.files).hold()
+    met, faults = 0, []
+    for start in range(0, len(steps), _WAVE):
+        wave = [Trial(root / f"{blow}-{step}", step, blow) for step in steps[start : start + _WAVE]]
+        try:
+            for trial in wave:
+                trial.begin()
+            struck = [trial for trial in wave if not trial.passed]
+            for trial in struck:
+                trial.inherit(heirs)
+            for trial in struck:
+                faults += _finished(trial, calm.struck.share)
+        finally:
+            for trial in wave:
+                for daemon in (trial.struck, *trial.heirs):
+                    daemon.close()
+        met += len(struck)
+        if tell:
+            print(f"  {blow}: {met} steps, {len(faults)} faults", file=sys.stderr, flush=True)
+        if len(struck) < len(wave):
+            break
+    return met, faults
+
+
+def _finished(trial: Trial, calm: Path) -> list[str]:
+    try:
+        trial.finish(calm)
+    except ChaosError as error:
+        state = "; ".join(judge(trial.struck.share, trial.files, calm=calm).faults)
+        return [f"{trial.blow} before step {trial.step} ({trial.root}): {error}; {state}"]
+    shutil.rmtree(trial.root)
+    return []
+
+
+def main() -> int:
+    """Sweep; 0 if every step was survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blow", choices=["SIGKILL", "SIGSTOP"], default="SIGKILL")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--last", type=int, default=2000)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--heirs", type=int, default=2)
+    parser.add_argument("--root", type=Path, help="run in this folder")
+    given = parser.parse_args()
+    cv2.setNumThreads(1)  # a process with threads is not to be forked
+    root = given.root or Path(tempfile.mkdtemp(prefix="sam_poll-sweep-"))
+    started = time.monotonic()
+    met, faults = sweep(
+        root, given.blow, list(range(given.first, given.last + 1, given.stride)), given.heirs, tell=True
+    )
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        shutil.rmtree(root)
+    print(f"{given.blow}: {met} steps struck, {len(faults)} faults, {time.monotonic() - started:.0f} s")
+    return 1 if faults or not met else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
