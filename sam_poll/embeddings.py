@@ -11,7 +11,7 @@ from sam_poll.types import Embedding
 
 
 class Embeddings:
-    """Keeps at most `limit_bytes`, the last one in any case. The key is the picture's digest and the side it was made at."""
+    """Keeps at most `limit_bytes`, but always the last. Keys are a picture's digest and the side it is made at."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._bytes = limit_bytes, 0

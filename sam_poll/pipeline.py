@@ -180,6 +180,7 @@ class Pipeline:
         deadline: float | None = None
         free = 0
         while free < depth:
+            self._intake_pulse.beat()
             free += self._slots.acquire(timeout=_POLL_S)
             if not (stop.is_set() or self._fatal):
                 continue

@@ -84,7 +84,8 @@ class Share:
         """The files of one folder, relative to it."""
         root = getattr(self.layout, folder)
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
-        return sorted(n for n in names if n not in (".sam_poll-share",) and not n.startswith(".sam_poll-worker-"))
+        ours = [".sam_poll-"] if folder == "work" else []  # the sentinel, and daemons' signs of life
+        return sorted(n for n in names if not n.startswith(tuple(ours)))
 
     def at_work(self) -> dict[str, Path]:
         """The files in claims by the names they had in `in/`, and where they lie now."""

@@ -25,11 +25,13 @@ from pathlib import Path
 
 from loguru import logger
 
+from sam_poll.doors.failures import files_of, report_name
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import LostError
 from sam_poll.fs import TEMP_PREFIX, exists, free_suffix, move_new, rename, shown, sync_folder, with_suffix
 
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
+_REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
 _ANSWERED = ".answered"  # in a claim: one of its prompts is answered, so its picture belongs into done/
 _HOLD = re.compile(
     r"g(?P<generation>\d{1,9})\."
@@ -142,12 +144,15 @@ class Claims:
                 self.add(claim, prompt)
         except FileNotFoundError:
             pass
+        except LostError:  # it took so long that others thought us dead
+            return None
         except OSError:
             with contextlib.suppress(OSError, LostError):
                 self.close(claim, "input", self.free(claim, "input"))
             raise
         if not (claim.prompts if prompts else claim.picture):
-            self.close(claim, "input", self.free(claim, "input"))
+            with contextlib.suppress(LostError):
+                self.close(claim, "input", self.free(claim, "input"))
             return None
         return claim
 
@@ -176,7 +181,8 @@ class Claims:
         try:
             left = len(self._prompts_in(found.path))
             attempt = 1 if left < hold.prompts else hold.attempt + 1
-            mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=left)
+            prompts = left or hold.prompts  # none left does not make it a picture that came without any
+            mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=prompts)
             rename(found.path, found.outer / str(mine))
         except FileNotFoundError:
             return None
@@ -189,6 +195,7 @@ class Claims:
             elif not name.startswith("."):
                 claim.picture = name
         self._sweep(found.folder, hold.worker)
+        self._sort_out_report(claim)
         return claim
 
     def _prompts_in(self, path: Path) -> list[str]:
@@ -224,11 +231,42 @@ class Claims:
         root = self._layout.folders[place]
         return free_suffix([root / claim.folder / name for name in names])
 
+    def write_report(self, claim: Claim, text: bytes) -> None:
+        """Have a report on what goes to `failed` next lie ready."""
+        try:
+            with (claim.path / _REPORT).open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            self.alive(claim)
+            raise
+
+    def _carry_report(self, claim: Claim) -> None:
+        source, folder = claim.path / _REPORT, self._layout.failed / claim.folder
+        name = report_name(folder, files_of(source)) if exists(source) else None
+        if name:
+            with contextlib.suppress(FileNotFoundError):
+                rename(source, folder / name)
+            sync_folder(folder)
+
+    def _sort_out_report(self, claim: Claim) -> None:
+        """A report in a dead daemon's claim: what it is about lies in `failed/` already, or is not rejected yet."""
+        source = claim.path / _REPORT
+        if claim.hold.place or not exists(source):
+            return
+        names = files_of(source)
+        if names and exists(self._layout.failed / claim.folder / names[-1]):
+            self._carry_report(claim)
+        else:
+            source.unlink(missing_ok=True)
+
     def part(self, claim: Claim, prompt: str, place: str, suffix: str) -> None:
         """One prompt is over; the claim goes on. Its move is the moment that counts."""
         with claim.lock:
             self._leave(claim, prompt, place, suffix)
             claim.prompts.discard(prompt)
+            self._carry_report(claim)
 
     def close(self, claim: Claim, place: str, suffix: str) -> None:
         """Everything left in the claim goes to `place`, and the claim is over. OSError: call again."""
@@ -248,6 +286,7 @@ class Claims:
                 claim.hold = ended
             for name in names:
                 self._leave(claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix)
+            self._carry_report(claim)
             claim.over = True
             self._drop(claim.outer, claim.path)
 
@@ -260,7 +299,7 @@ class Claims:
 
     def _files(self, claim: Claim) -> list[str]:
         """The picture first: a prompt must never wait alone."""
-        names = [n for n in self._names(claim) if not n.startswith(_ANSWERED)]
+        names = [n for n in self._names(claim) if not n.startswith((_ANSWERED, _REPORT))]
         return sorted(names, key=self._layout.is_prompt)
 
     def _leave(self, claim: Claim, name: str, place: str, suffix: str) -> None:
@@ -288,7 +327,7 @@ class Claims:
         """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""
         with contextlib.suppress(OSError):
             if path:
-                for entry in path.glob(_ANSWERED + "*"):
+                for entry in (*path.glob(_ANSWERED + "*"), *path.glob(_REPORT)):
                     entry.unlink()
                 path.rmdir()
             outer.rmdir()
@@ -296,7 +335,7 @@ class Claims:
     # ── looking ──
 
     def drop_name(self, found: Found) -> None:
-        """Remove a name without a claim; one that has come to life meanwhile is not empty and stays."""
+        """Remove a name without a claim. If its maker lives after all, it finds the name gone, and makes it anew."""
         self._drop(found.outer, None)
 
     def listing(self) -> tuple[list[Found], list[str], list[str]]:

@@ -175,6 +175,7 @@ class Desk:
             hold.generation,
             hold.attempt,
         )
+        joined = {} if hold.place else self._join_waiting(claim, found.label)
         if hold.place or not self._has_work(claim):
             place = hold.place or ("done" if claim.answered else "input")
             suffix = (
@@ -187,7 +188,17 @@ class Desk:
         self._keep(claim)
         fault = self._poison(claim)
         ready = Ready(None, None, {})
-        return [self._job(claim, name, self._reread(claim, name, ready, fault)) for name in self._names(claim)]
+        if fault:
+            return [self._job(claim, name, _Read(ready, None, fault)) for name in self._names(claim)]
+        reread = {name: joined.get(name or "") or self._reread(claim, name, ready) for name in self._names(claim)}
+        return [self._job(claim, name, read) for name, read in reread.items()]
+
+    def _join_waiting(self, claim: Claim, label: str) -> dict[str, _Read]:
+        """Take the prompts along that have come for the claim's picture meanwhile, or were not taken with it."""
+        if not claim.picture:
+            return {}
+        waiting = (r for ready in self._scanner.siblings.get(label, []) if (r := self._read(ready)))
+        return {name: r for r in waiting if (name := self._join(claim, r))}
 
     @staticmethod
     def _names(claim: Claim) -> list[str | None]:
@@ -219,9 +230,9 @@ class Desk:
             remedy="look at the picture and at the daemon's log; `sam-poll retry` tries it again",
         )
 
-    def _reread(self, claim: Claim, name: str | None, ready: Ready, fault: SamPollError | None) -> _Read:
-        if fault or name is None:
-            return _Read(ready, None, fault or self._scanner.no_prompt_fault(claim.picture or ""))
+    def _reread(self, claim: Claim, name: str | None, ready: Ready) -> _Read:
+        if name is None:
+            return _Read(ready, None, self._scanner.no_prompt_fault(claim.picture or ""))
         try:
             return _Read(ready, self._scanner.read(claim.path / name), None)
         except PromptError as error:

@@ -1,7 +1,7 @@
 """The file that says why a job was rejected, beside its inputs in `failed/`.
 
-What can still go wrong here: a daemon that dies between the report and the moving of the inputs leaves a report without
-inputs; the next report on the same job takes its place.
+What can still go wrong here: two reports that would have one name. The second is then called after its whole prompt,
+`dog.prompt.error.json`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 from sam_poll import __version__
 from sam_poll.doors.layout import ERROR_ENDING
 from sam_poll.errors import SamPollError
-from sam_poll.fs import exists, with_suffix, write_whole
+from sam_poll.fs import exists
 from sam_poll.types import Job
 
 _NAME_MAX = 255  # bytes; ext4, XFS, and most others
 
 
-def write_report(plain: Path, suffix: str, names: Sequence[str], job: Job, error: SamPollError) -> None:
-    """Write `<stem><suffix>.error.json`; `plain` is the input it is named after, `names` what will lie beside it."""
-    place = with_suffix(plain, suffix)
+def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
+    """The text. `names` are what will lie beside it, the one it is called after last."""
     body = {
         "job": job.id,
         "code": error.code,
@@ -36,20 +35,19 @@ def write_report(plain: Path, suffix: str, names: Sequence[str], job: Job, error
         "files": list(names),
         "versions": versions(),
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
-    target = place.with_name(_cut(place.stem) + ERROR_ENDING)
-    if exists(target) and not _stale(target):  # dog.json failed before dog.prompt did
-        target = place.with_name(_cut(place.name) + ERROR_ENDING)
-    write_whole(target, json.dumps(body, indent=2).encode() + b"\n")
+    return json.dumps(body, indent=2).encode() + b"\n"
+
+
+def report_name(folder: Path, names: Sequence[str]) -> str | None:
+    """What a report on these files is to be called in its folder; None where it is about none."""
+    if not names:
+        return None
+    plain = _cut(os.path.splitext(names[-1])[0]) + ERROR_ENDING
+    return _cut(names[-1]) + ERROR_ENDING if exists(folder / plain) else plain  # dog.json failed before dog.prompt did
 
 
 def _cut(stem: str) -> str:
     return os.fsdecode(os.fsencode(stem)[: _NAME_MAX - len(ERROR_ENDING)])
-
-
-def _stale(report: Path) -> bool:
-    """Whether nothing of what a report is about lies beside it."""
-    return not any(exists(report.with_name(name)) for name in files_of(report))
 
 
 def files_of(report: Path) -> list[str]:

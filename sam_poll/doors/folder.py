@@ -22,7 +22,7 @@ from loguru import logger
 from sam_poll.alarms import Alarms
 from sam_poll.doors.claims import Claims, Found
 from sam_poll.doors.desk import Desk, Ticket
-from sam_poll.doors.failures import write_report
+from sam_poll.doors.failures import report
 from sam_poll.doors.janitor import Janitor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.lease import Life, Watch
@@ -182,8 +182,8 @@ class FolderDoor:
                 elsewhere.add(claim.label)
                 if not self.manners.once or self._lives.unsure(worker):  # what others do, they may drain themselves
                     self._due = min(self._due, self._lives.expires(worker))
-        bare = sum(f.hold is None for f in found)
-        self.orphans = len(self._abandoned) + len(strays) + bare
+        self.orphans = len(self._abandoned) + len(strays)
+        elsewhere |= {f.label for f in self._abandoned}  # soon here, and their further prompts with them
         self._janitor.tidy(found, strays, empty, now)
         if strays:
             self._wake.set()
@@ -228,7 +228,7 @@ class FolderDoor:
             if ticket.suffix is None:
                 ticket.suffix = self._claims.free(ticket.claim, "failed", self._desk.leaving(ticket))
             names = [with_suffix(Path(name), ticket.suffix).name for name in self._desk.leaving(ticket)]
-            write_report(self.layout.failed / ticket.rel, ticket.suffix, names, job, error)
+            self._claims.write_report(ticket.claim, report(names, job, error))
             self._desk.end(ticket, "failed", ticket.suffix)
         self._over(ticket)
 

@@ -13,7 +13,7 @@ from loguru import logger
 from sam_poll.doors import lease
 from sam_poll.doors.claims import Claims, Found
 from sam_poll.doors.layout import Layout
-from sam_poll.fs import free_suffix, move_new, with_suffix
+from sam_poll.fs import TEMP_PREFIX, free_suffix, move_new, with_suffix
 
 
 class Janitor:
@@ -27,15 +27,13 @@ class Janitor:
         """Sweep, given a listing of `work/`. OSError."""
         if strays:
             put_back(self._layout, strays)
-        bare = {str(f.outer): f for f in found if f.hold is None}
-        self._since = {path: self._since.get(path, now) for path in (*bare, *empty)}
-        for path, since in self._since.items():
-            if now - since > self._lease_s:  # long enough for whoever is just about to use it
-                if path in bare:
-                    self._claims.drop_name(bare[path])
-                else:
-                    with contextlib.suppress(OSError):
-                        (self._layout.work / path).rmdir()
+        for bare in (f for f in found if f.hold is None):
+            self._claims.drop_name(bare)
+        halves = [p.name for p in self._layout.work.glob(f"{TEMP_PREFIX}*.tmp")]  # of workers' files and the sentinel
+        self._since = {path: self._since.get(path, now) for path in (*empty, *halves)}
+        for path in [path for path, since in self._since.items() if now - since > self._lease_s]:
+            with contextlib.suppress(OSError):
+                (self._layout.work / path).unlink() if path in halves else (self._layout.work / path).rmdir()
         self._forget_the_dead({f.hold.worker for f in found if f.hold}, now)
 
     def _forget_the_dead(self, holders: set[str], now: float) -> None:

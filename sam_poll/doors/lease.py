@@ -126,14 +126,19 @@ class Life:
             },
             default=str,
         ).encode()
-        if not self.path.exists():  # swept by one who took us for dead, or `work/` was made anew
+        try:
+            self._put(body)
+        except FileNotFoundError:  # swept by one who took us for dead, or `work/` was made anew
             self._still_there()
             self._again()
+            self._put(body)
+
+    def _put(self, body: bytes) -> None:
         try:
             os.pwrite(self._handle, body, 0)
             os.ftruncate(self._handle, len(body))
         finally:
-            os.utime(self.path)  # on a full disk, too
+            os.utime(self.path)  # on a full disk, too; and it says whether the file is still there
 
     def _again(self) -> None:
         before = self.worker

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +24,8 @@ from sam_poll.errors import ShareError
 from sam_poll.fs import TEMP_PREFIX
 
 SENTINEL = TEMP_PREFIX + "share"
+PROBE = TEMP_PREFIX + "probe"
+_TRIES = 20
 
 
 def prove(layout: Layout, sentinel: Path | None = None) -> None:
@@ -47,10 +51,22 @@ def prove(layout: Layout, sentinel: Path | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unusable(name, folder, error) from error
+    for patience in range(_TRIES, -1, -1):
+        try:
+            _travel(layout)
+            return
+        except FileNotFoundError as error:  # another daemon proves the same folders in this very moment
+            if not patience:
+                raise unusable("input", layout.input, error) from error
+            time.sleep(random.uniform(0.001, 0.05))  # noqa: S311
+
+
+def _travel(layout: Layout) -> None:
+    """Rename one file through all folders. Its name is always the same, so that what a dead daemon left of it is
+    overwritten."""
     names = list(layout.folders.items())
-    token = f"{TEMP_PREFIX}{os.getpid()}-{uuid4().hex[:6]}-probe"
     here_name, here = names[0]
-    probe = here / token
+    probe = here / PROBE
     try:
         probe.write_bytes(b"")
     except OSError as error:
@@ -58,7 +74,9 @@ def prove(layout: Layout, sentinel: Path | None = None) -> None:
     try:
         for name, folder in names[1:]:
             try:
-                probe = probe.rename(folder / token)
+                probe = probe.rename(folder / PROBE)
+            except FileNotFoundError:
+                raise
             except OSError as error:
                 if error.errno == errno.EXDEV:
                     raise ShareError(

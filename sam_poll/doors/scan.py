@@ -102,6 +102,8 @@ class Scanner:
         """When to look again at the latest, by the monotonic clock."""
         self.waiting = 0
         """Pictures and prompts in `in/` at the last scan."""
+        self.siblings: dict[str, list[Ready]] = {}
+        """Settled prompts of pictures that are neither in `in/` nor at work here."""
         self.oldest_s = 0.0
         """How long the oldest of them has been seen."""
         self.scans = 0
@@ -128,6 +130,7 @@ class Scanner:
         Raises OSError when the folder itself cannot be read.
         """
         self.due = NEVER
+        self.siblings = {}
         if self._manners.events and not self._folders:
             self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
@@ -151,6 +154,9 @@ class Scanner:
                 spoken_for.add(picture)
                 if picture not in pictures and picture not in at_work:
                     self.due = min(self.due, now + self._manners.rescan_s)
+                    sibling = self._when_settled([prompt], now, prompt, picture)
+                    if sibling:
+                        self.siblings.setdefault(picture, []).append(sibling)
                     continue
                 files = [prompt, picture] if picture in pictures else [prompt]
                 ready.append(self._when_settled(files, now, prompt, picture))

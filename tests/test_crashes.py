@@ -1,0 +1,152 @@
+"""A daemon that dies, or sleeps too long, at any one of its steps on the share: nothing is lost, nothing done twice.
+
+Every call that changes the share is counted. For each of them one daemon is ended (or put to sleep while another one
+works) just before it; afterwards the share must look as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import pytest
+
+from sam_poll.doors import folder, lease
+from tests.conftest import BOX, Share
+
+STEPS = ("rename", "replace", "mkdir", "rmdir", "unlink", "link", "utime")
+
+
+class OthersLookDead(lease.Watch):
+    """Takes every other daemon for dead."""
+
+    def dead(self, worker: str, now: float) -> bool:
+        super().dead(worker, now)
+        return True
+
+
+def fill(share: Share) -> None:
+    """Every ending: answered, with several prompts, refused, refused beside an answer, for a picture in done/."""
+    share.pair("lone", seed=1)
+    share.run_once(rescan_s=0.2)
+    share.drop("lone.again.json", BOX)
+    share.pair("cam1/dog", seed=2)
+    share.drop("cam1/dog.left.json", BOX)
+    share.pair("mixed", seed=3)
+    share.drop("mixed.bad.json", "{")
+    share.pair("bad", prompt="{")
+    share.drop("broken.jpg", b"no picture at all")
+    share.drop("broken.json", BOX)
+    share.drop("broken.too.json", BOX)
+
+
+def picture_of(share: Share) -> dict[str, object]:
+    """What a share looks like, without times."""
+    trees = {folder: share.tree(folder) for folder in ("input", "work", "done", "failed", "output")}
+    bodies = {n: (share.layout.output / n).read_bytes() for n in trees["output"]}
+    roots = [(share.layout.done, trees["done"]), (share.layout.failed, trees["failed"])]
+    inputs = [(n, (root / n).read_bytes()) for root, names in roots for n in names if not n.endswith(".error.json")]
+    names = [p.name for p in share.layout.work.iterdir()]
+    claims = [n for n in names if n.startswith(".") and not n.startswith(".sam_poll-")]
+    return {**trees, "bodies": bodies, "inputs": inputs, "claims": claims}
+
+
+@contextmanager
+def before_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
+    """Calls `act` before the step of this number that changes the share; counts all steps."""
+    count = [0]
+    really = {name: getattr(os, name) for name in STEPS}
+    lock = threading.RLock()
+
+    def counted(name: str) -> Callable[..., object]:
+        def call(*args: object, **more: object) -> object:
+            with lock:
+                mine = count[0]
+                count[0] += 1
+            if mine == number:
+                act()
+            return really[name](*args, **more)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, counted(name))
+    try:
+        yield count
+    finally:
+        for name, function in really.items():
+            setattr(os, name, function)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], int]:
+    """An undisturbed share's picture, and how many steps it took."""
+    share = Share(tmp_path_factory.mktemp("undisturbed") / "share")
+    fill(share)
+    with before_step(-1, lambda: None) as count:
+        share.run_once(rescan_s=0.2)
+    return picture_of(share), count[0]
+
+
+def test_the_undisturbed_share_shows_every_kind_of_ending(expected: tuple[dict[str, object], int]) -> None:
+    seen, steps = expected
+    assert seen["input"] == seen["work"] == seen["claims"] == []
+    assert seen["failed"] == [
+        *("bad.error.json", "bad.jpg", "bad.json", "broken.error.json", "broken.jpg", "broken.json"),
+        *("broken.too.error.json", "broken.too.json", "mixed.bad.error.json", "mixed.bad.json"),
+    ]
+    assert seen["done"] == [
+        *("cam1/dog.jpg", "cam1/dog.json", "cam1/dog.left.json", "lone.again.json", "lone.jpg", "lone.json"),
+        *("mixed.jpg", "mixed.json"),
+    ]
+    assert steps > 60
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_daemon_may_die_before_any_step(part: int, expected: tuple[dict[str, object], int], tmp_path: Path) -> None:
+    seen, steps = expected
+    died = 0
+    for number in range(part, steps + 8, 8):
+        share = Share(tmp_path / f"{number}" / "share")
+        fill(share)
+        child = os.fork()
+        if not child:
+            cv2.setNumThreads(0)  # OpenCV's threads are not there any more after a fork
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+            with before_step(number, lambda: os._exit(9)):
+                share.run_once(rescan_s=0.2)
+            os._exit(0)
+        died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        share.run_once(rescan_s=0.2)
+        assert picture_of(share) == seen, f"after dying before step {number}"
+    assert died
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_daemon_may_sleep_before_any_step_while_another_one_does_its_work(
+    part: int, expected: tuple[dict[str, object], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, steps = expected
+    slept = 0
+
+    def others_work() -> None:
+        """Another daemon, to which everybody else looks dead."""
+        nonlocal slept
+        slept += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "Watch", OthersLookDead)
+            share.run_once(attempts=1000, rescan_s=0.2)
+
+    for number in range(part, steps, 8):
+        share = Share(tmp_path / f"{number}" / "share")
+        fill(share)
+        with before_step(number, others_work):
+            share.run_once(attempts=1000, rescan_s=0.2)
+        share.run_once(rescan_s=0.2)
+        assert picture_of(share) == seen, f"after sleeping before step {number}"
+    assert slept
