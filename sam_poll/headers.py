@@ -334,7 +334,7 @@ def _webp(data: bytes) -> Header:
             raise _too_many("chunks")
         name, size = _read("<4sI", data, at)
         body = at + 8
-        if name == b"VP8X":
+        if name == b"VP8X" and stored is None:  # the first of these three counts, as for libwebp
             flags, a, b, c, d, e, f = _read("<B3x6B", data, body)
             stored, several = Size(1 + a + (b << 8) + (c << 16), 1 + d + (e << 8) + (f << 16)), bool(flags & 2)
         elif name == b"VP8 " and stored is None:
@@ -358,6 +358,7 @@ def _webp(data: bytes) -> Header:
 
 _TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
 _COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
+_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # by the kind of an entry
 _ORIENTATION = 274
 _EXTRA_SAMPLES = 338
 
@@ -388,10 +389,14 @@ def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
     entry, inline = (20, 8) if big else (12, 4)
     if at + count * entry > len(data):
         raise _cut_off("the TIFF's directory is missing")
-    tags = {}
+    tags: dict[int, _Tag] = {}
+    seen: set[int] = set()
     for place in range(at, at + count * entry, entry):
         tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
-        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+        letter = _WHOLE_NUMBERS.get(kind)
+        if tag in seen:
+            continue  # libtiff decodes by the first of a name, so that is the one to be held against the limits
+        seen.add(tag)
         if letter is None:
             continue
         value = place + entry - inline

@@ -118,6 +118,26 @@ def deflated_zeros(megabytes: int) -> bytes:
     return b"".join(packer.compress(block) for _ in range(megabytes)) + packer.flush()
 
 
+def tiff(*entries: tuple[int, int, int]) -> bytes:
+    """A grey TIFF of 10 × 10 pixels; `entries` (tag, kind, value) come before its own of the same name."""
+    usual = [(256, 3, 10), (257, 3, 10), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 100)]
+    lines = [
+        struct.pack("<HHII", tag, kind, 1, value % 2**32) for tag, kind, value in sorted([*entries, *usual], key=first)
+    ]
+    return b"II*\0" + struct.pack("<I", 108) + bytes(100) + struct.pack("<H", len(lines)) + b"".join(lines) + bytes(4)
+
+
+def first(entry: tuple[int, int, int]) -> int:
+    return entry[0]
+
+
+def two_sizes_in_a_webp() -> bytes:
+    """The header of a WebP of 16,000 × 2,500 pixels that claims in a second one to have a single pixel."""
+    large = b"VP8L" + struct.pack("<IBIx", 6, 0x2F, (2_500 - 1) << 14 | 16_000 - 1)
+    small = b"VP8X" + struct.pack("<I", 10) + bytes(10)
+    return b"RIFF" + struct.pack("<I", 4 + len(large + small)) + b"WEBP" + large + small
+
+
 def holed(data: bytes, share: float = 0.5, length: int = 4096) -> bytes:
     """The file with a block of zeros where its data should be, as a copy has that was not finished."""
     at = int(len(data) * share)
@@ -220,6 +240,10 @@ def broken() -> Iterator[Case]:
     yield refused("PNG bomb", png(50_000, 50_000, 8, 0, deflated_zeros(64)), "2,500,000,000", "limit", ending=".png")
     yield refused("PNG of two billion pixels a side", png(2**31 - 1, 2**31 - 1, 8, 2, b""), "limit", ending=".png")
     yield refused("PNG without pixels", png(0, 0, 8, 2, b""), "no pixels", ending=".png")
+    twice = [(256, 4, 20_000), (257, 4, 20_000)]
+    yield refused("TIFF that names its size twice", tiff(*twice), "400,000,000", "limit", ending=".tif")
+    signed = [(256, 9, -1), (257, 9, 10)]
+    yield refused("TIFF of a negative size", tiff(*signed), "no pixels", ending=".tif")
     yield refused("JPEG with a huge header", huge_jpeg(), "65500 × 65500", "limit")
     yield refused("JPEG of a thousand scans", repeated_scans(1000), "scans", "save it")
     yield refused("float TIFF", encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point", "save it", ending=".tiff")

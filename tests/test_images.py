@@ -22,7 +22,7 @@ from sam_poll import headers, images
 from sam_poll.errors import PictureError, UnfinishedError
 from sam_poll.images import decode, is_picture, read_header
 from sam_poll.types import Size
-from tests.catalogue import blank_page, flipped, holed, noise, repeated_scans
+from tests.catalogue import blank_page, flipped, holed, noise, repeated_scans, tiff, two_sizes_in_a_webp
 from tests.strategies import encoded, sample
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -392,6 +392,19 @@ def test_the_pixel_limit_is_kept_before_anything_is_decoded(data: bytes, monkeyp
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     with pytest.raises(PictureError, match=r"0,000 pixels, more than the limit of 268,435,456"):
         decode(data)
+
+
+@pytest.mark.parametrize("kind", [4, 9])
+def test_of_two_sizes_in_a_tiff_the_limit_is_held_against_the_one_that_is_decoded(kind: int) -> None:
+    assert decode(tiff()).size == Size(10, 10)
+    assert decode(tiff((278, 4, 10))).size == Size(10, 10)
+    with pytest.raises(PictureError, match="20000 × 20000"):
+        read_header(tiff((256, kind, 20_000), (257, kind, 20_000)))
+
+
+def test_of_two_sizes_in_a_webp_the_limit_is_held_against_the_one_that_is_decoded() -> None:
+    with pytest.raises(PictureError, match="16000 × 2500"):
+        read_header(two_sizes_in_a_webp(), max_pixels=10**6)
 
 
 def test_the_pixel_limit_is_the_last_size_allowed() -> None:
