@@ -359,8 +359,7 @@ class Pipeline:
         self._fatal = error
         for task in tasks:
             task.left = True
-            self.stats.released()
-            self._slots.release()
+            self._gone(error.code)
 
     # ── ends ──
 
@@ -387,15 +386,14 @@ class Pipeline:
             logger.warning("job {}: {}", name, error)
         except OSError as error:
             logger.warning("job {} stays in work/, to be taken over: {}", name, error)
-        self.stats.released()
-        self._slots.release()
+        self._gone(getattr(why, "code", ""))
 
     def _lost(self, task: _Task, error: LostError) -> None:
         logger.warning("job {}: {}", shown(task.job.id), error)
-        self._gone(task)
+        self._gone(error.code)
 
-    def _gone(self, task: _Task) -> None:
-        self.stats.released()
+    def _gone(self, code: str = "") -> None:
+        self.stats.released(code)
         self._slots.release()
 
     def _note_unread(self) -> None:

@@ -248,7 +248,6 @@ class Claims:
         if name:
             with contextlib.suppress(FileNotFoundError):
                 rename(source, folder / name)
-            sync_folder(folder)
 
     def _sort_out_report(self, claim: Claim) -> None:
         """A report in a dead daemon's claim: what it is about lies in `failed/` already, or is not rejected yet."""
@@ -267,6 +266,7 @@ class Claims:
             self._leave(claim, prompt, place, suffix)
             claim.prompts.discard(prompt)
             self._carry_report(claim)
+            self._sync(claim, place)
 
     def close(self, claim: Claim, place: str, suffix: str) -> None:
         """Everything left in the claim goes to `place`, and the claim is over. OSError: call again."""
@@ -287,6 +287,7 @@ class Claims:
             for name in names:
                 self._leave(claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix)
             self._carry_report(claim)
+            self._sync(claim, claim.hold.place or place)
             claim.over = True
             self._drop(claim.outer, claim.path)
 
@@ -321,7 +322,10 @@ class Claims:
                     raise
                 logger.warning("{} has vanished from work/ while it was at work", shown(name))
                 return
-        sync_folder(target.parent)
+
+    def _sync(self, claim: Claim, place: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # nothing was moved there: it had vanished, or was deleted
+            sync_folder(self._layout.folders[place] / claim.folder)
 
     def _drop(self, outer: Path, path: Path | None) -> None:
         """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""

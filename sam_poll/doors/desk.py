@@ -73,6 +73,12 @@ class Desk:
         with self._lock:
             return [c.below(c.picture) for c in self._claimed.values() if c.picture]
 
+    def works_on(self, rel: str) -> bool:
+        """Whether a file of this name in `in/` lies in a claim of this daemon."""
+        folder, _, name = rel.rpartition("/")
+        with self._lock:
+            return any(c.folder == folder and (name in c.prompts or name == c.picture) for c in self._claimed.values())
+
     # ── fresh ──
 
     def claim(self, group: list[Ready]) -> list[Job]:

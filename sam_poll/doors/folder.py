@@ -29,7 +29,7 @@ from sam_poll.doors.lease import Life, Watch
 from sam_poll.doors.proof import Sentinel, prove, unusable
 from sam_poll.doors.scan import NEVER, Manners, Scanner, by_picture, look
 from sam_poll.errors import InputError, LostError, SamPollError
-from sam_poll.fs import Whole, shown, sync_folder, with_suffix
+from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
 from sam_poll.stats import Pulse
 from sam_poll.types import Document, Job
 
@@ -134,6 +134,7 @@ class FolderDoor:
                 self._sentinel.check()
                 at_work = self._desk.pictures()
                 ready = self._scanner.scan(started, at_work, partial(self._look_at_work, started))
+                self._forget_unread()
                 took = time.monotonic() - started
                 abandoned = self._abandoned
                 for take in (
@@ -145,7 +146,8 @@ class FolderDoor:
                     yield from self._handed_out(take(), stop)
                 self._alarms.clear("share")
             except OSError as error:
-                self._alarms.raise_("share", f"the share cannot be used: {error}")
+                place = f": {shown(error.filename)}" if error.filename else ""
+                self._alarms.raise_("share", f"the share cannot be used: {error.strerror or error}{place}")
                 self._scanner.renew()
                 self._wait(stop, pause)
                 pause = min(pause * 2, 30.0)
@@ -246,7 +248,8 @@ class FolderDoor:
             return
         seconds = min(2 * self._unread.get(ticket.rel, 1.0), _LONGEST_HOLD_S)
         self._unread[ticket.rel] = seconds
-        self._alarms.raise_("read", f"{shown(ticket.rel)} cannot be read ({trouble}); it is tried again and again")
+        logger.warning("the picture of {} cannot be read: {}; next try in {:g} s", shown(ticket.rel), trouble, seconds)
+        self._alarms.raise_("read", f"pictures cannot be read ({trouble.strerror}); they are tried again and again")
         self._back(ticket, seconds, None)
 
     def defer(self, job: Job, error: SamPollError) -> None:
@@ -284,3 +287,13 @@ class FolderDoor:
         if self._unread.pop(ticket.rel, None) and not self._unread:
             self._alarms.clear("read")
         self._wake.set()
+
+    def _forget_unread(self) -> None:
+        """Whoever takes a picture away that cannot be read has ended that trouble, too."""
+        gone = [
+            rel for rel in list(self._unread) if not exists(self.layout.input / rel) and not self._desk.works_on(rel)
+        ]
+        for rel in gone:
+            self._unread.pop(rel, None)
+        if gone and not self._unread:
+            self._alarms.clear("read")
