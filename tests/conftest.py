@@ -57,7 +57,7 @@ class Share:
 
     def __post_init__(self) -> None:
         self.layout = Layout(*(self.root / n for n in ("in", "work", "out", "done", "failed")))
-        self.layout.input.mkdir(parents=True)
+        self.layout.input.mkdir(parents=True, exist_ok=True)
 
     def drop(self, name: str, body: bytes | dict[str, Any] | str) -> Path:
         """Write a file into `in/`, in place."""

@@ -18,7 +18,7 @@ from sam_poll.doors.claims import Claim, Claims, Found, outer_name
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners, Ready, Scanner, look, spellings
 from sam_poll.doors.settle import job_id
-from sam_poll.errors import InputError, PoisonError, PromptError, SamPollError, UnfinishedError
+from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import exists, shown, with_suffix
 from sam_poll.types import Everything, Job
 
@@ -93,9 +93,22 @@ class Desk:
         own = self._claimed.get(self._outer(picture)) if picture else None
         if picture and any(picture in r.ready.signatures for r in read):
             return [] if own else self._take(picture, read)
-        if own:
-            return [self._job(own, name, r) for r in read if (name := self._join(own, r))]
-        return [job for r in read for job in self._take_prompt(r)]
+        jobs: list[Job] = []
+        for one in read:
+            try:
+                jobs += self._joined(own, one) if own else self._take_prompt(one)
+            except LostError:
+                continue
+            except OSError as error:
+                if not jobs:
+                    raise
+                logger.error("{} cannot be claimed: {}", shown(one.ready.prompt), error)
+                break
+        return jobs
+
+    def _joined(self, own: Claim, read: _Read) -> list[Job]:
+        name = self._join(own, read)
+        return [self._job(own, name, read)] if name else []
 
     def _read(self, ready: Ready) -> _Read | None:
         """None: it has changed since it was looked at, or is not what its text says (and is looked at anew)."""

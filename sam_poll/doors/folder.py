@@ -143,7 +143,7 @@ class FolderDoor:
                 ):
                     if stop.is_set() or time.monotonic() - started > max(self.manners.rescan_s, 10 * took):
                         break
-                    yield from self._handed_out(take(), stop)
+                    yield from self._handed_out(self._taken(take), stop)
                 self._alarms.clear("share")
             except OSError as error:
                 place = f": {shown(error.filename)}" if error.filename else ""
@@ -190,6 +190,13 @@ class FolderDoor:
         if strays:
             self._wake.set()
         return elsewhere
+
+    def _taken(self, take: Callable[[], list[Job]]) -> list[Job]:
+        try:
+            return take()
+        except LostError as error:  # it took so long that others thought us dead
+            logger.warning("a claim was not finished in time: {}", error)
+            return []
 
     def _handed_out(self, jobs: list[Job], stop: threading.Event) -> Iterator[Job]:
         self._pulse.beat()
