@@ -25,6 +25,7 @@ from typing import Any
 
 TARGETS = ("prompts", "pictures")
 LONGEST = 100_000  # bytes of an input
+SLICE_S = 120  # of one process
 MOST_MIB = 256  # that one input may take; pictures have up to a megapixel here
 MISSING = """atheris is not installed: make fuzz needs it beside the development tools.
     .venv/bin/python -m pip install '.[fuzz]'
@@ -49,30 +50,33 @@ def main() -> int:
 
 
 def _run(target: str, seconds: int, findings: Path) -> int:
-    """One target in a process of its own, which libFuzzer ends; returns the findings, one at most."""
+    """One target, in one process after another with a common corpus, until the time is over or something is found.
+
+    One after another, because what atheris hooks into (`bytes.find` and the like) keeps memory for each call.
+    """
     findings.mkdir(exist_ok=True)
-    before = set(findings.iterdir())
+    before, runs, left, code = set(findings.iterdir()), 0, seconds, 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "tools.fuzz", "--inside", target, scratch]
-        command += ["--seconds", str(seconds), "--findings", str(findings)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    said = done.stderr + done.stdout
-    runs = [int(n) for n in re.findall(r"#(\d+)\s|number_of_executed_units: (\d+)", said) for n in n if n]
+        while left > 0 and not code:
+            command = [sys.executable, "-m", "tools.fuzz", "--inside", target, scratch]
+            command += ["--seconds", str(min(left, SLICE_S)), "--findings", str(findings)]
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+            said, code, left = done.stderr.decode(errors="replace"), done.returncode, left - SLICE_S
+            runs += max(map(int, re.findall(r"^(?:#|stat::number_of_executed_units: )(\d+)", said, re.M)), default=0)
     covered = re.findall(r"cov: (\d+) ft: (\d+)", said) or [("?", "?")]
-    crashes = int(done.returncode != 0)
     print(
-        f"fuzz {target}: {max(runs, default=0):,} executions in {seconds} s, "
-        f"{covered[-1][0]} places and {covered[-1][1]} features covered, crashes: {crashes}",
+        f"fuzz {target}: {runs:,} executions in {seconds} s, {covered[-1][0]} places and {covered[-1][1]} features "
+        f"covered, crashes: {int(code != 0)}",
         flush=True,
     )
     for path in sorted(set(findings.iterdir()) - before):
         print(f"  kept: {path}")
-    if crashes:
+    if code:
         print("\n".join(said.splitlines()[-40:]))
     elif not any(findings.iterdir()):
         findings.rmdir()
-    return crashes
+    return int(code != 0)
 
 
 # ── in the fuzzing process ──
@@ -90,13 +94,13 @@ def _fuzz(target: str, seconds: int, findings: Path, scratch: Path) -> None:
     test: Callable[[bytes], None] = {"prompts": _prompt, "pictures": _picture}[target]
     endings = (".json",) if target == "prompts" else tuple(images.ENDINGS)
     corpus = scratch / "corpus"
-    corpus.mkdir()
+    corpus.mkdir(exist_ok=True)
     bodies = [item for family in FAMILIES.values() for case in family for item in case.files.items()]
     for number, (name, body) in enumerate(bodies):
         if isinstance(body, bytes) and name.lower().endswith(endings) and len(body) < LONGEST:
             (corpus / str(number)).write_bytes(body)
     flags = [f"-max_total_time={seconds}", f"-artifact_prefix={findings}/{target}-", "-timeout=30"]
-    flags += ["-rss_limit_mb=2048", "-print_final_stats=1", f"-max_len={LONGEST}"]
+    flags += ["-rss_limit_mb=6144", "-print_final_stats=1", f"-max_len={LONGEST}"]
     mutator = {}
     if target == "prompts":
         (scratch / "words").write_text("".join(f'"{word}"\n' for word in _words()))
