@@ -33,10 +33,11 @@ demo: $(STAMP) ## run the main job on bundled pictures with the bundled small mo
 test: $(STAMP) ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
 
-chaos: $(STAMP) ## daemons are killed, frozen and starved for a quarter of an hour; nothing may be lost
+chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; nothing may be lost
 	@$(BIN)/python -m tools.chaos
-	@$(BIN)/python -m tools.chaos_sweep --blow SIGKILL
-	@$(BIN)/python -m tools.chaos_sweep --blow SIGSTOP
+	@for blow in SIGKILL SIGSTOP EIO ENOSPC; do \
+		$(BIN)/python -m tools.chaos_sweep --blow $$blow && \
+		$(BIN)/python -m tools.chaos_sweep --blow $$blow --after || exit 1; done
 	@$(BIN)/python -m tools.chaos_scenarios
 
 soak: $(STAMP) ## 10,000 jobs through one daemon: memory, handles and threads stay flat

@@ -266,7 +266,8 @@ def disturbed(root: Path, made: Plan, torment: Torment, *, tell: bool = False) -
 
 
 def _state(share: Path, made: Plan, dropper: Dropper) -> str:
-    left = [f"{dropper.left} drops were not made", *judge(share, made.files, stalled=dropper.stalled).faults]
+    here = [file for drop in made.drops if drop not in dropper.waiting for file in drop.files]
+    left = [f"{dropper.left} drops were not made", *judge(share, here, stalled=dropper.stalled).faults]
     left += [f"at work: {p.relative_to(share)}" for p in at_work(share)]
     left += [f"unfinished: {p.relative_to(share)}" for p in temporaries(share)]
     return "\n  ".join(left[:40])

@@ -3,7 +3,8 @@
 The environment says which:
 
 - `CHAOS_LAG_MS`: every step on the share (rename, mkdir, unlink, listing, opening) may take up to so long.
-- `CHAOS_STEP`, `CHAOS_BLOW`: before its n-th step that changes something, the process sends itself this signal.
+- `CHAOS_STEP`, `CHAOS_BLOW`: before its n-th step that changes something, the process sends itself this signal; or
+  (`EIO`, `ESTALE` …) its n-th step of any kind fails with this error, once. `CHAOS_MET` (a file) is made then.
 - `CHAOS_POISON` (a file): a picture that is magenta all over aborts the process; each time a line goes into the file.
 - `CHAOS_DEVICE` (a file): the device fails at the first job, unless the file is there; it is made then.
 - `CHAOS_FORGET`: the fake network keeps no list of what it has seen, so that a long run's memory is the daemon's own.
@@ -14,6 +15,7 @@ What can still go wrong here: the steps are those that Python audits; fsync, and
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -38,26 +40,38 @@ _STEPS = {*_CHANGES, "os.listdir", "os.scandir", "open"}
 
 
 class Steps:
-    """An audit hook: waits up to `lag_s` before a step on the share, and sends `blow` before the `at`-th change."""
+    """An audit hook: waits up to `lag_s` before a step on the share; the `at`-th meets `blow`, a signal or an error."""
 
-    def __init__(self, share: str, lag_s: float = 0.0, at: int = 0, blow: int = signal.SIGKILL) -> None:
-        self._share, self._lag_s, self._at, self._blow = share, lag_s, at, blow
+    def __init__(self, share: str, lag_s: float = 0.0, at: int = 0, blow: str = "SIGKILL") -> None:
+        self._share, self._lag_s, self._at = share, lag_s, at
+        self._signal = getattr(signal, blow, None)
+        self._errno = 0 if self._signal else getattr(errno, blow)
+        self._met = os.environ.get("CHAOS_MET")
         self._rng = random.Random(os.getpid())
         self._lock = threading.Lock()
         self.count = 0
-        """Changes so far."""
+        """Steps of the counted kind so far."""
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in _STEPS or not self._on_share(args[0]):
             return
-        if event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+        changes = event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR))
+        if changes or self._errno:
             with self._lock:
                 self.count += 1
                 now = self.count == self._at
             if now:
-                os.kill(os.getpid(), self._blow)
+                self._strike(f"{event} {args[0]!r}")
         if self._lag_s:
             time.sleep(self._rng.uniform(0, self._lag_s))
+
+    def _strike(self, step: str) -> None:
+        if self._met:
+            Path(self._met).write_text(step)
+        if self._signal:
+            os.kill(os.getpid(), self._signal)
+        else:
+            raise OSError(self._errno, os.strerror(self._errno))
 
     def _on_share(self, path: Any) -> bool:
         try:
@@ -112,8 +126,7 @@ def main() -> None:
     given = os.environ
     if "CHAOS_SHARE" in given:
         lag_s, at = float(given.get("CHAOS_LAG_MS", "0")) / 1000, int(given.get("CHAOS_STEP", "0"))
-        blow = signal.Signals[given.get("CHAOS_BLOW", "SIGKILL")]
-        sys.addaudithook(Steps(given["CHAOS_SHARE"], lag_s, at, blow))
+        sys.addaudithook(Steps(given["CHAOS_SHARE"], lag_s, at, given.get("CHAOS_BLOW", "SIGKILL")))
     if "CHAOS_POISON" in given:
         poison(Path(given["CHAOS_POISON"]))
     if "CHAOS_DEVICE" in given:

@@ -213,7 +213,8 @@ class Dropper:
 
     def __init__(self, plan: Plan, share: Path, settle_s: float, *, hurry: bool = False) -> None:
         self._share, self._settle_s, self._hurry = share, settle_s, hurry
-        self._waiting = list(plan.drops)
+        self.waiting = list(plan.drops)
+        """Drops still to come."""
         self._quota = 0
         self._more = threading.Condition()
         self._stop = False
@@ -235,8 +236,8 @@ class Dropper:
 
     @property
     def left(self) -> int:
-        """Drops still to come."""
-        return len(self._waiting)
+        """How many drops are still to come."""
+        return len(self.waiting)
 
     def allow(self, drops: int) -> None:
         """So many drops may have been made in all."""
@@ -246,7 +247,7 @@ class Dropper:
 
     def drop_ready(self) -> int:
         """Drop, in this thread, all that need not wait for others. Returns how many."""
-        ready = [d for d in self._waiting if self._may(d)]
+        ready = [d for d in self.waiting if self._may(d)]
         for drop in ready:
             self._put(drop)
         return len(ready)
@@ -254,7 +255,7 @@ class Dropper:
     def _run(self) -> None:
         while True:
             with self._more:
-                if not self._more.wait_for(lambda: self._stop or (self._waiting and self.dropped < self._quota), 0.5):
+                if not self._more.wait_for(lambda: self._stop or (self.waiting and self.dropped < self._quota), 0.5):
                     continue
                 if self._stop:
                     return
@@ -265,7 +266,7 @@ class Dropper:
             self._put(drop)
 
     def _next(self) -> Drop | None:
-        return next((drop for drop in self._waiting if self._may(drop)), None)
+        return next((drop for drop in self.waiting if self._may(drop)), None)
 
     def _may(self, drop: Drop) -> bool:
         return drop.after is None or (self._share / "done" / drop.after).exists()
@@ -280,7 +281,7 @@ class Dropper:
                 self._again(lambda path=path, file=file: path.write_bytes(file.body))  # type: ignore[misc]
             else:
                 self._write_slowly(path, file)
-        self._waiting.remove(drop)
+        self.waiting.remove(drop)
         self.dropped += 1
 
     def _write_slowly(self, path: Path, file: File) -> None:

@@ -1,7 +1,9 @@
-"""A crash at every step: a daemon dies, or freezes past its lease, before its n-th change on the share, for every n.
+"""A blow at every step: a daemon dies, or freezes past its lease, before its n-th change on the share, for every n; or
+its n-th step fails once.
 
 Where the chaos run strikes at random moments, this one strikes at each: another daemon must then finish everything
-(and a frozen one, when it wakes up, must do no harm), with the same answers as if nothing had happened. Daemons are
+(and a frozen one, when it wakes up, must do no harm), with the same answers as if nothing had happened. A daemon whose
+step fails must finish by itself, unless it could not start. Daemons are
 forked from one process that has imported everything, so that a step costs a second or two and not five.
 
 What can still go wrong here: threads share the count of steps, so step 40 is not the same step in every run; a sweep
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +115,8 @@ class Trial:
     root: Path
     step: int
     blow: str
+    after: int = 0
+    """Another daemon was killed at this step before, so that the one that is struck takes its claims over; 0: none."""
     struck: Forked = field(init=False)
     heirs: list[Forked] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
@@ -121,37 +126,66 @@ class Trial:
         """Drop everything, and let the first daemon run into the blow."""
         share = new_share(self.root)
         self.files = _drop(share)
+        if self.after:
+            dead = Forked(share, "dead").start(once=True, CHAOS_SHARE=share, CHAOS_STEP=self.after)
+            wait_for(lambda: dead.ended() is not None, "the one before is killed", _DRAIN_S)
         self.struck = Forked(share, "struck").start(
-            once=True, CHAOS_SHARE=share, CHAOS_STEP=self.step, CHAOS_BLOW=self.blow
+            once=True, CHAOS_SHARE=share, CHAOS_STEP=self.step, CHAOS_BLOW=self.blow, CHAOS_MET=self.root / "met"
         )
-        wait_for(lambda: self.struck.ended() is not None, "the first daemon meets its step", _DRAIN_S)
 
     @property
-    def passed(self) -> bool:
-        """Whether it came to its end without a blow: there are no more steps."""
-        return self.struck.code not in (-signal.SIGKILL, -signal.SIGSTOP)
+    def met(self) -> str | None:
+        """The step at which it was struck; None: there are no more."""
+        told = self.root / "met"
+        return told.read_text() if told.exists() else None
 
     def inherit(self, heirs: int) -> None:
-        """Start those that have to finish."""
+        """See the first daemon struck, and start those that have to finish."""
+        wait_for(lambda: self.struck.ended() is not None, "the first daemon is struck, or ends", _DRAIN_S)
+        if not self.met or self.struck.code in (0, 3):
+            return
+        if not self.blow.startswith("SIG") and self.struck.code != 75:
+            raise ChaosError(f"an error ended it with {self.struck.code}: {self.struck.log.read_text()[-600:]}")
         for number in range(heirs):
             self.heirs.append(Forked(self.struck.share, f"heir{number}").start(once=False))
 
     def finish(self, calm: Path | None) -> None:
         """Wait for the heirs, wake the frozen one, and hold the share to everything."""
         share = self.struck.share
-        wait_for(lambda: _over(share, self.files), "the heirs finish", _DRAIN_S, every=0.05)
+        wait_for(lambda: _over(share, self.files), "all is finished", _DRAIN_S if self.heirs else 1, every=0.05)
         if self.struck.code == -signal.SIGSTOP:
             self.struck.code = None
             os.kill(self.struck.pid, signal.SIGCONT)
             wait_for(lambda: self.struck.ended() is not None, "the frozen one ends", _DRAIN_S)
-            if self.struck.code not in (0, 3):
+            if self.struck.code not in (0, 3, 75):  # 75: it slept before it had begun, and its files were swept
                 raise ChaosError(f"after its sleep it ended with {self.struck.code}")
             wait_for(lambda: _over(share, self.files), "the heirs finish what the frozen one left", _DRAIN_S)
         for heir in self.heirs:
             heir.stop()
         for daemon in (self.struck, *self.heirs):
-            list(log_lines(daemon.log, cut=daemon is self.struck))
+            if daemon.code != 75:
+                list(log_lines(daemon.log, cut=daemon is self.struck))
         judge(share, self.files, calm=calm).hold()
+
+    def attempt(self, act: Callable[[Trial], None]) -> None:
+        """Do one part, unless an earlier one has failed."""
+        if self.fault is None:
+            try:
+                act(self)
+            except ChaosError as error:
+                self.fault = str(error)
+
+    @property
+    def told(self) -> str:
+        """The fault in full."""
+        state = "; ".join(judge(self.struck.share, self.files).faults)
+        before = f" (after SIGKILL at step {self.after})" if self.after else ""
+        return f"{self.blow} at step {self.step}{before}, {self.met} ({self.root}): {self.fault}; {state}"
+
+    def close(self) -> None:
+        """End all its daemons."""
+        for daemon in (self.struck, *self.heirs):
+            daemon.close()
 
 
 def _drop(share: Path) -> list[File]:
@@ -178,60 +212,58 @@ def _over(share: Path, files: list[File]) -> bool:
     return all([p.split("/")[0] in f.ends for p in places.get(f.key, [])] == [True] for f in files)
 
 
-def sweep(root: Path, blow: str, steps: list[int], heirs: int, *, tell: bool = False) -> tuple[int, list[str]]:
-    """Strike at these steps, some at a time; returns how many were met, and what went wrong."""
+def sweep(
+    root: Path, blow: str, steps: list[int], heirs: int, *, after: bool = False, tell: bool = False
+) -> tuple[int, list[str]]:
+    """Strike at these steps, some at a time; returns how many were met, and what went wrong.
+
+    `after`: a daemon that was killed, at another step each time, has gone before.
+    """
     calm = Trial(root / "calm", 0, blow)
     calm.begin()
+    calm.inherit(0)
     judge(calm.struck.share, calm.files).hold()
     met, faults = 0, []
     for start in range(0, len(steps), _WAVE):
-        wave = [Trial(root / f"{blow}-{step}", step, blow) for step in steps[start : start + _WAVE]]
+        wave = [
+            Trial(root / f"{blow}-{step}", step, blow, 10 + step * 37 % 101 if after else 0)
+            for step in steps[start : start + _WAVE]
+        ]
         try:
-            for trial in wave:
-                trial.begin()
-            struck = [trial for trial in wave if not trial.passed]
-            for trial in struck:
-                trial.inherit(heirs)
-            for trial in struck:
-                faults += _finished(trial, calm.struck.share)
+            for act in (Trial.begin, lambda trial: trial.inherit(heirs), lambda trial: trial.finish(calm.struck.share)):
+                for trial in wave:
+                    trial.attempt(act)
         finally:
             for trial in wave:
-                for daemon in (trial.struck, *trial.heirs):
-                    daemon.close()
-        met += len(struck)
+                trial.close()
+        met += sum(trial.met is not None for trial in wave)
+        faults += [trial.told for trial in wave if trial.fault]
         if tell:
             print(f"  {blow}: {met} steps, {len(faults)} faults", file=sys.stderr, flush=True)
-        if len(struck) < len(wave):
+        if not any(trial.met for trial in wave):
             break
+        for trial in wave:
+            if not trial.fault:
+                shutil.rmtree(trial.root)
     return met, faults
-
-
-def _finished(trial: Trial, calm: Path) -> list[str]:
-    try:
-        trial.finish(calm)
-    except ChaosError as error:
-        state = "; ".join(judge(trial.struck.share, trial.files, calm=calm).faults)
-        return [f"{trial.blow} before step {trial.step} ({trial.root}): {error}; {state}"]
-    shutil.rmtree(trial.root)
-    return []
 
 
 def main() -> int:
     """Sweep; 0 if every step was survived."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blow", choices=["SIGKILL", "SIGSTOP"], default="SIGKILL")
+    parser.add_argument("--blow", choices=["SIGKILL", "SIGSTOP", "EIO", "ESTALE", "ENOSPC"], default="SIGKILL")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=2000)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--heirs", type=int, default=2)
+    parser.add_argument("--after", action="store_true", help="a killed daemon has left claims to take over")
     parser.add_argument("--root", type=Path, help="run in this folder")
     given = parser.parse_args()
     cv2.setNumThreads(1)  # a process with threads is not to be forked
     root = given.root or Path(tempfile.mkdtemp(prefix="sam_poll-sweep-"))
     started = time.monotonic()
-    met, faults = sweep(
-        root, given.blow, list(range(given.first, given.last + 1, given.stride)), given.heirs, tell=True
-    )
+    steps = list(range(given.first, given.last + 1, given.stride))
+    met, faults = sweep(root, given.blow, steps, given.heirs, after=given.after, tell=True)
     for fault in faults:
         print(fault, file=sys.stderr)
     if not faults:
