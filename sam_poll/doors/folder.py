@@ -142,6 +142,7 @@ class FolderDoor:
                     *(partial(self._desk.claim, g) for g in by_picture(ready)),
                 ):
                     if stop.is_set() or time.monotonic() - started > max(self.manners.rescan_s, 10 * took):
+                        self._wake.set()  # more is ready, but what has come meanwhile must not wait for all of it
                         break
                     yield from self._handed_out(self._taken(take), stop)
                 self._alarms.clear("share")

@@ -109,7 +109,7 @@ class Life:
             try:
                 self._write()
                 self._alarms.clear("lease")
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  a bug in what is told must not cost all claims
                 self._alarms.raise_(
                     "lease", f"no sign of life can be given in {self._folder} ({error}): others may take our jobs over"
                 )
