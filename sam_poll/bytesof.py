@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TypeAlias
 
-from sam_poll.errors import PictureError, UnfinishedError
+from sam_poll.errors import ChangedError, PictureError, UnfinishedError
 from sam_poll.fs import shown
 from sam_poll.types import Job
 
@@ -29,13 +29,16 @@ def read(path: Path) -> tuple[bytes, _Seen]:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in _NOT_A_PICTURE:
-            raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name)) from error
+            remedy = "let the daemon's user read it, then `sam-poll retry`"
+            raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
         raise
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(handle)
         if found.st_size > _MAX_BYTES:
             raise PictureError(
-                f"the file has {found.st_size >> 20} MiB; at most {_MAX_BYTES >> 20} are read", place=shown(path.name)
+                f"the file has {found.st_size >> 20} MiB; at most {_MAX_BYTES >> 20} are read",
+                place=shown(path.name),
+                remedy="save it as a smaller file",
             )
         return file.read(), _seen(found)
 
@@ -45,14 +48,14 @@ def _seen(found: os.stat_result) -> _Seen:
 
 
 def check_unchanged(path: Path, seen: _Seen | None) -> None:
-    """UnfinishedError when somebody has written into the file since it was opened; whatever else was found wrong with
+    """ChangedError when somebody has written into the file since it was opened; whatever else was found wrong with
     it then counts for nothing."""
     try:
         changed = _seen(path.lstat()) != seen
     except FileNotFoundError:
         return  # taken over, or deleted; the door will say
     if changed:
-        raise UnfinishedError("was changed while it was read", place=shown(path.name), remedy="copy it again")
+        raise ChangedError("was changed while it was read", place=shown(path.name), remedy="copy it again")
 
 
 def check(job: Job, data: bytes) -> None:

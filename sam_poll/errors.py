@@ -103,6 +103,10 @@ class UnfinishedError(PictureError):
     """The picture is not all there, or not (yet) the file its prompt names: it may still be on its way."""
 
 
+class ChangedError(UnfinishedError):
+    """The picture was changed while it was read: what was found in it counts for nothing, it must be read again."""
+
+
 class LostError(SamPollError):
     """The job is no longer ours: another daemon has taken it over. Nothing is lost but our work on it."""
 

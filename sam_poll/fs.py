@@ -17,6 +17,8 @@ from pathlib import Path
 
 TEMP_PREFIX = ".sam_poll-"
 _serial = itertools.count()
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+_NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
 
 
@@ -116,8 +118,10 @@ def exists(path: Path) -> bool:
     """Whether a name is taken, a broken link included; OSError other than "not there" is raised, not read as no."""
     try:
         path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise
     return True
 
 
@@ -135,8 +139,18 @@ def free_suffix(candidates: Iterable[Path]) -> str:
 
 
 def with_suffix(path: Path, suffix: str) -> Path:
-    """`dog.jpg` and `~2` → `dog~2.jpg`."""
-    return path.with_name(f"{path.stem}{suffix}{path.suffix}") if suffix else path
+    """`dog.jpg` and `~2` → `dog~2.jpg`. A stem that would make the name longer than 255 bytes is cut."""
+    if not suffix:
+        return path
+    ending = suffix + path.suffix
+    return path.with_name(cut(path.stem, _NAME_MAX - len(os.fsencode(ending))) + ending)
+
+
+def cut(name: str, nbytes: int) -> str:
+    """As much of a name as fits into so many bytes, in whole characters."""
+    while len(os.fsencode(name)) > nbytes:
+        name = name[:-1]
+    return name
 
 
 def shown(name: object) -> str:

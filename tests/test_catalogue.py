@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -258,11 +259,75 @@ def test_what_a_link_points_at_is_never_read(drained: Callable[[str], Drained]) 
 
 
 @pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[Drained]:
+    """A share of a user who is not root, who may read everything; this process is that user meanwhile."""
+    if os.geteuid():
+        yield Drained(Share(tmp_path / "share"))
+        return
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's
+        os.chown(folder, nobody, nobody)
+        os.seteuid(nobody)
+        try:
+            if not os.access(folder, os.W_OK, effective_ids=True):
+                pytest.skip("an ordinary user cannot reach the folder for temporary files")
+            yield Drained(Share(Path(folder) / "share"))
+        finally:
+            os.seteuid(0)
+
+
+UNREADABLE = [
+    refused("unreadable picture", jpeg(), "cannot be read", "unreadable-picture.jpg"),
+    not_understood("unreadable prompt", PROMPT, "cannot be read", "unreadable-prompt.json"),
+]
+
+
+@pytest.mark.parametrize("case", UNREADABLE, ids=lambda case: case.name)
+def test_what_may_not_be_read_ends_in_its_reason_and_stops_nobody(case: Case, ordinary_user: Drained) -> None:
+    ordinary_user.drop(case, HEALTHY)
+    locked = ordinary_user.share.layout.input / f"{case.stem}{'.jpg' if case.code == 'picture' else '.json'}"
+    locked.chmod(0)
+    ordinary_user.drain()
+    (ordinary_user.share.layout.failed / locked.name).chmod(0o600)
+    check(case, ordinary_user)
+    check(HEALTHY, ordinary_user)
+
+
+def test_a_folder_that_may_not_be_read_stops_nobody(ordinary_user: Drained) -> None:
+    locked = ordinary_user.share.layout.input / "locked"
+    locked.mkdir(mode=0)
+    ordinary_user.drop(HEALTHY)
+    ordinary_user.drain()
+    assert locked.exists()
+    check(HEALTHY, ordinary_user)
+
+
+@pytest.fixture
 def alone(share: Share) -> Drained:
     return Drained(share)
 
 
+CHANGED = answered("a picture that changes after the claim", jpeg(), ending=".jpg")
 CUT = refused("a picture that is emptied after the claim", jpeg(), "empty", "copy the file again")
+
+
+def test_a_picture_that_changes_after_the_claim_is_read_again(alone: Drained, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone.drop(CHANGED, HEALTHY)
+    decode, changed = images.decode, []
+    with (alone.share.layout.input / f"{CHANGED.stem}.jpg").open("ab") as writer:
+
+        def and_then_it_grows(data: bytes, **how: Any) -> Any:
+            if data == jpeg() and not changed:
+                changed.append(writer.write(b"more"))
+                writer.flush()
+            return decode(data, **how)
+
+        monkeypatch.setattr(images, "decode", and_then_it_grows)
+        alone.drain()
+    assert changed
+    assert images.decode(jpeg() + b"more").digest in alone.engine.encoded
+    assert (alone.share.layout.done / f"{CHANGED.stem}.jpg").read_bytes() == jpeg() + b"more"
+    assert len(alone.share.tree("output")) == 2
 
 
 def test_a_picture_that_is_emptied_after_the_claim_ends_in_its_reason(
@@ -335,7 +400,7 @@ def test_caps_come_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_catalogue_has_all_its_cases() -> None:
     counts = {family: len(family_cases) for family, family_cases in FAMILIES.items()}
-    counts |= {"moving": len([CUT, REPLACED])}
+    counts |= {"unreadable": len(UNREADABLE), "moving": len([CHANGED, CUT, REPLACED])}
     names = [case.name for family_cases in FAMILIES.values() for case in family_cases]
     sys.stdout.write(f"\ncatalogue: {sum(counts.values())} cases: " + ", ".join(f"{n} {f}" for f, n in counts.items()))
     assert sum(counts.values()) >= 70

@@ -28,7 +28,7 @@ from loguru import logger
 from sam_poll.doors.failures import files_of, report_name
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import LostError
-from sam_poll.fs import TEMP_PREFIX, exists, free_suffix, move_new, rename, shown, sync_folder, with_suffix
+from sam_poll.fs import TEMP_PREFIX, cut, exists, free_suffix, move_new, rename, shown, sync_folder, with_suffix
 
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
@@ -173,14 +173,15 @@ class Claims:
     def take_over(self, found: Found) -> Claim | None:
         """Make a dead daemon's claim ours, and sweep what it was writing. None: somebody else was quicker.
 
-        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
+        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile. One of
+        our own, given up because the share was sick, has ended no process: that counts for nothing.
         """
         hold = found.hold
         if hold is None:
             return None
         try:
             left = len(self._prompts_in(found.path))
-            attempt = 1 if left < hold.prompts else hold.attempt + 1
+            attempt = 1 if left < hold.prompts else hold.attempt + (hold.worker != self.worker)
             prompts = left or hold.prompts  # none left does not make it a picture that came without any
             mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=prompts)
             rename(found.path, found.outer / str(mine))
@@ -194,7 +195,8 @@ class Claims:
                 claim.answered, claim.suffix = True, name[len(_ANSWERED) :]
             elif not name.startswith("."):
                 claim.picture = name
-        self._sweep(found.folder, hold.worker)
+        if hold.worker != self.worker:
+            self._sweep(found.folder, hold.worker)
         self._sort_out_report(claim)
         return claim
 
@@ -391,7 +393,7 @@ def outer_name(name: str) -> str:
     """The claim directory's name for a file's; long ones are cut, and told apart by a hash."""
     raw = os.fsencode(name)
     if len(raw) > _LONGEST:
-        name = f"{os.fsdecode(raw[: _LONGEST - 20])}#{hashlib.sha256(raw).hexdigest()[:16]}"
+        name = f"{cut(name, _LONGEST - 20)}#{hashlib.sha256(raw).hexdigest()[:16]}"
     return f".{name}"
 
 

@@ -28,7 +28,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.lease import Life, Watch
 from sam_poll.doors.proof import Sentinel, prove, unusable
 from sam_poll.doors.scan import NEVER, Manners, Scanner, by_picture, look
-from sam_poll.errors import InputError, LostError, SamPollError
+from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
 from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
 from sam_poll.stats import Pulse
 from sam_poll.types import Document, Job
@@ -265,6 +265,8 @@ class FolderDoor:
         ticket: Ticket = job.origin
         if ticket.claim.picture is None:  # it lies in done/: nobody is going to mend it
             self.reject(job, error)
+        elif isinstance(error, ChangedError):  # what it is now, nobody has read yet
+            self._back(ticket, 0.0, None)
         else:
             self._back(ticket, self.manners.patience, error)
 

@@ -54,20 +54,26 @@ class Layout:
         return os.path.splitext(name)[1].lower() in self.picture_endings
 
 
-def walk(root: Path, visited: Callable[[str], object] = lambda folder: None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(
+    root: Path,
+    visited: Callable[[str], object] = lambda folder: None,
+    closed: Callable[[str], object] = lambda folder: None,
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Regular files below a folder as (path relative to it with `/`, entry), without following any link.
 
-    `visited` is told each subfolder's path, empty ones included.
-    Folders that vanish meanwhile are passed over; a root that cannot be read raises OSError.
+    `visited` is told each subfolder's path, empty ones included, `closed` those that may not be read, which are passed
+    over as those are that vanish meanwhile; a root that cannot be read raises OSError.
     """
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
             entries = os.scandir(root / folder if folder else root)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             if not folder:
                 raise
+            if isinstance(error, PermissionError):
+                closed(folder)
             continue
         with entries:
             for entry in entries:

@@ -8,6 +8,7 @@ and again only when the file changes.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -18,16 +19,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loguru import logger
+
 from sam_poll import prompts
 from sam_poll.doors.layout import Layout, walk
 from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary, stems
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.fs import with_suffix
+from sam_poll.fs import shown, with_suffix
 from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 NEVER = float("inf")
+_NOT_A_PROMPT = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 
 
@@ -94,6 +98,7 @@ class Scanner:
         self._settler = Settler(manners.quiet_s)
         self._watcher = Watcher(layout.input, wake, lambda *hint: self._hints.append(hint))
         self._folders: set[Path] = set()
+        self._closed: set[str] = set()
         self._named: dict[str, tuple[Signature, str | None]] = {}
         self._first_seen: dict[str, float] = {}
         self._held: dict[str, _Held] = {}
@@ -183,14 +188,17 @@ class Scanner:
             self._held[file] = held
 
     def _list(self, now: float) -> tuple[set[str], set[str]]:
-        pictures, waiting, below = set(), set(), set[str]()
-        for path, entry in walk(self._layout.input, below.add):
+        pictures, waiting, below, closed = set(), set(), set[str](), set[str]()
+        for path, entry in walk(self._layout.input, below.add, closed.add):
             if is_temporary(entry.name):
                 continue
             if self._layout.is_prompt(entry.name):
                 waiting.add(path)
             elif self._layout.is_picture(entry.name):
                 pictures.add(path)
+        for folder in closed - self._closed:
+            logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
+        self._closed = closed
         folders = {self._layout.input, *(self._layout.input / folder for folder in below)}
         if self._manners.events and folders != self._folders:
             if folders - self._folders - {self._layout.input}:
@@ -291,8 +299,17 @@ class Scanner:
         return waited >= limit
 
     def read(self, prompt: Path) -> prompts.PromptFile:
-        """The prompt file, understood; PromptError. Reads at most one byte more than is allowed."""
-        with prompt.open("rb") as file:
+        """The prompt file, understood; PromptError. Reads at most one byte more than is allowed, never through a link,
+        and never waits for a pipe: what was a file when it was listed may be something else by now."""
+        try:
+            handle = os.open(prompt, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in _NOT_A_PROMPT:
+                raise
+            remedy = "let the daemon's user read it, then `sam-poll retry`"
+            name = shown(prompt.name)
+            raise PromptError(f"cannot be read: {error.strerror}", place=name, remedy=remedy) from error
+        with os.fdopen(handle, "rb") as file:
             return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
 
     def find_done(self, prompt: str, image: str | None) -> tuple[str, str] | None:
