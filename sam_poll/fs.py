@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TEMP_PREFIX = ".sam_poll-"
+NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _serial = itertools.count()
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
-_NAME_MAX = 255  # bytes; ext4, XFS, and most others
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
 
 
@@ -119,7 +119,7 @@ def exists(path: Path) -> bool:
     try:
         path.lstat()
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in NOT_THERE:
             return False
         raise
     return True
@@ -143,7 +143,7 @@ def with_suffix(path: Path, suffix: str) -> Path:
     if not suffix:
         return path
     ending = suffix + path.suffix
-    return path.with_name(cut(path.stem, _NAME_MAX - len(os.fsencode(ending))) + ending)
+    return path.with_name(cut(path.stem, NAME_MAX - len(os.fsencode(ending))) + ending)
 
 
 def cut(name: str, nbytes: int) -> str:

@@ -173,8 +173,8 @@ class Claims:
     def take_over(self, found: Found) -> Claim | None:
         """Make a dead daemon's claim ours, and sweep what it was writing. None: somebody else was quicker.
 
-        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile. One of
-        our own, given up because the share was sick, has ended no process: that counts for nothing.
+        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
+        Nothing is counted where the claim was our own: it was given up because the share was sick.
         """
         hold = found.hold
         if hold is None:

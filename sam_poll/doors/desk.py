@@ -19,10 +19,9 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners, Ready, Scanner, look, spellings
 from sam_poll.doors.settle import job_id
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
-from sam_poll.fs import exists, shown, with_suffix
+from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
 from sam_poll.types import Everything, Job
 
-_NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
 
 
@@ -266,11 +265,11 @@ class Desk:
         place = with_suffix(self._layout.done / named, claim.suffix)
         picture = claim.path / claim.picture if claim.picture else place if claim.borrowed else b""
         identity = self._identity(ticket, named) + claim.suffix
-        if len(os.fsencode(os.path.basename(identity))) + _LONGEST_SUFFIX > _NAME_MAX:
+        if len(os.fsencode(os.path.basename(identity))) + _LONGEST_SUFFIX > NAME_MAX:
             fault = fault or InputError(
                 "the name is too long to append the outputs' endings to it",
                 place=shown(os.path.basename(ticket.rel)),
-                remedy=f"use names of at most {_NAME_MAX - _LONGEST_SUFFIX} bytes",
+                remedy=f"use names of at most {NAME_MAX - _LONGEST_SUFFIX} bytes",
             )
         logger.debug("claimed {}", shown(ticket.rel))
         return Job(

@@ -16,10 +16,10 @@ from pathlib import Path
 from sam_poll import __version__
 from sam_poll.doors.layout import ERROR_ENDING
 from sam_poll.errors import SamPollError
-from sam_poll.fs import exists
+from sam_poll.fs import NAME_MAX, cut, exists
 from sam_poll.types import Job
 
-_NAME_MAX = 255  # bytes; ext4, XFS, and most others
+_LONGEST = NAME_MAX - len(ERROR_ENDING)
 
 
 def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
@@ -42,12 +42,9 @@ def report_name(folder: Path, names: Sequence[str]) -> str | None:
     """What a report on these files is to be called in its folder; None where it is about none."""
     if not names:
         return None
-    plain = _cut(os.path.splitext(names[-1])[0]) + ERROR_ENDING
-    return _cut(names[-1]) + ERROR_ENDING if exists(folder / plain) else plain  # dog.json failed before dog.prompt did
-
-
-def _cut(stem: str) -> str:
-    return os.fsdecode(os.fsencode(stem)[: _NAME_MAX - len(ERROR_ENDING)])
+    plain = cut(os.path.splitext(names[-1])[0], _LONGEST) + ERROR_ENDING
+    # dog.json failed before dog.prompt did
+    return cut(names[-1], _LONGEST) + ERROR_ENDING if exists(folder / plain) else plain
 
 
 def files_of(report: Path) -> list[str]:

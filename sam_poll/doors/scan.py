@@ -26,7 +26,7 @@ from sam_poll.doors.layout import Layout, walk
 from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary, stems
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.fs import shown, with_suffix
+from sam_poll.fs import NOT_THERE, shown, with_suffix
 from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
@@ -342,8 +342,10 @@ def look(path: Path) -> Signature | None:
     """A regular file's signature; None if it is not there or something else."""
     try:
         found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return None
+        raise
     return Signature(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
