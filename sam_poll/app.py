@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,6 +37,7 @@ from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
 
 _LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
 
 
@@ -125,20 +127,38 @@ def engine_of(
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set. The second signal ends the process at once."""
+    """An event that SIGTERM and SIGINT set. The second signal ends the process at once.
+
+    A thread of its own hears them. Python tells signals to the main thread, which may hang in a share just then.
+    """
     stop = threading.Event()
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
 
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
+    def listen() -> None:
+        while number := ear.recv(1):
+            if number[0] in _STOPPING:
+                if stop.is_set():
+                    os._exit(128 + number[0])
+                stop.set()
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    # Python's own part, written in C, runs in whichever thread the kernel chooses, and writes the number into `mouth`.
+    before = {number: signal.signal(number, lambda *_: None) for number in _STOPPING}
+    wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+    # From here on the kernel may not choose this thread, nor those that it starts.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield stop
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        mouth.close()
+        listener.join()
+        ear.close()
 
 
 @contextmanager

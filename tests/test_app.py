@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -30,6 +34,48 @@ def test_a_stop_in_time_ends_nothing_else() -> None:
         stop.set()
     wait_until(lambda: set(threading.enumerate()) <= before)
     assert ends == []
+
+
+HANGING = """
+import hashlib, os, threading
+from sam_poll.app import stop_on_signals
+with stop_on_signals() as stop:
+    threading.Thread(target=lambda: stop.wait() and os._exit(7), daemon=True).start()
+    print("ready", flush=True)
+    while True:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # minutes in which Python's own handlers cannot run
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heard_while_the_main_thread_hangs(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(20) == 7
+        finally:
+            process.kill()
+
+
+def test_after_the_run_signals_are_as_they_were() -> None:
+    before = [
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+        signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    ]
+    threads = set(threading.enumerate())
+    with app.stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(stop.is_set)
+    after = [
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+        signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    ]
+    assert after == before
+    assert set(threading.enumerate()) == threads
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 4), (64, 8)])
