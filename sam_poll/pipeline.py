@@ -51,7 +51,7 @@ _IDLE_S = 1.0
 _SICK_S = 1.0
 _LONGEST_SICK_S = 30.0
 _SICK_READS = 3  # pictures in a row that cannot be read: it is the share, not the pictures
-_BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+_BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Task:
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     left: bool = False  # on the device when it failed
-    refused: bool = False  # its outputs cannot be written under its name
+    refused: bool = False  # it is to be rejected
 
 
 class Pipeline:
@@ -364,6 +364,7 @@ class Pipeline:
     # ── ends ──
 
     def _reject(self, task: _Task, error: SamPollError) -> None:
+        task.refused = True  # if that cannot be written either, it must wait
         try:
             if not self._persist(lambda: self._door.reject(task.job, error), task):
                 return

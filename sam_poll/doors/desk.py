@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +97,10 @@ class Desk:
         jobs: list[Job] = []
         for one in read:
             try:
-                jobs += self._joined(own, one) if own else self._take_prompt(one)
+                if own:
+                    jobs += self._joined(own, one)
+                elif not one.ready.picture or one.ready.suffix is not None:
+                    jobs += self._take_prompt(one)  # else its picture has just ended its work: look anew where it is
             except LostError:
                 continue
             except OSError as error:
@@ -107,7 +112,10 @@ class Desk:
 
     def _joined(self, own: Claim, read: _Read) -> list[Job]:
         name = self._join(own, read)
-        return [self._job(own, name, read)] if name else []
+        if name is None:
+            return []
+        with self._kept(own):
+            return [self._job(own, name, read)]
 
     def _read(self, ready: Ready) -> _Read | None:
         """None: it has changed since it was looked at, or is not what its text says (and is looked at anew)."""
@@ -137,7 +145,7 @@ class Desk:
             place=shown(os.path.basename(ready.picture or "")),
             remedy="copy the picture again, or mend the prompt",
         )
-        self._scanner.hold(ready.picture or "", seen, self._manners.patience, error)
+        self._scanner.hold(ready.prompt or "", ready.signatures, self._manners.patience, error)
         return True
 
     def _take(self, picture: str, read: list[_Read]) -> list[Job]:
@@ -151,12 +159,11 @@ class Desk:
         if any(look(claim.path / name) != seen[name] for name in (claim.picture or "", *claim.prompts)):
             self._claims.close(claim, "input", self._claims.free(claim, "input"))  # changed in this very moment
             return []
-        self._keep(claim)
-        if not by_name:
-            return [self._job(claim, None, read[0])]
-        return [
-            self._job(claim, os.path.basename(p), r) for p, r in by_name.items() if os.path.basename(p) in claim.prompts
-        ]
+        with self._kept(claim):
+            if not by_name:
+                return [self._job(claim, None, read[0])]
+            named = {os.path.basename(p): r for p, r in by_name.items()}
+            return [self._job(claim, name, r) for name, r in named.items() if name in claim.prompts]
 
     def _join(self, own: Claim, read: _Read) -> str | None:
         prompt = read.ready.prompt or ""
@@ -169,13 +176,21 @@ class Desk:
         if claim is None:
             return []
         if picture:
-            claim.borrowed, claim.suffix = picture, read.ready.suffix
-        self._keep(claim)
-        return [self._job(claim, os.path.basename(prompt), read)]
+            claim.borrowed, claim.suffix = picture, read.ready.suffix or ""
+        with self._kept(claim):
+            return [self._job(claim, os.path.basename(prompt), read)]
 
-    def _keep(self, claim: Claim) -> None:
+    @contextmanager
+    def _kept(self, claim: Claim) -> Iterator[None]:
+        """It is at work here from now on; unless its jobs cannot be made, which leaves it for the next scan to take
+        over."""
         with self._lock:
             self._claimed[claim.outer] = claim
+        try:
+            yield
+        except OSError:
+            self.forget(claim)
+            raise
 
     # ── what dead daemons left ──
 
@@ -193,8 +208,9 @@ class Desk:
             hold.generation,
             hold.attempt,
         )
-        joined = {} if hold.place else self._join_waiting(claim, found.label)
-        if hold.place or not self._has_work(claim):
+        fault = None if hold.place else self._poison(claim)  # of which nothing is read any more
+        joined = {} if hold.place or fault else self._join_waiting(claim, found.label)
+        if hold.place or not (claim.prompts if fault and hold.prompts else self._has_work(claim)):
             place = hold.place or ("done" if claim.answered else "input")
             suffix = (
                 hold.suffix if hold.place else claim.suffix if claim.answered else self._claims.free(claim, "input")
@@ -203,13 +219,12 @@ class Desk:
             return []
         if claim.picture and not claim.answered and not self._layout.delete_input:
             claim.suffix = self._claims.free(claim, "done", [claim.picture])
-        self._keep(claim)
-        fault = self._poison(claim)
         ready = Ready(None, None, {})
-        if fault:
-            return [self._job(claim, name, _Read(ready, None, fault)) for name in self._names(claim)]
-        reread = {name: joined.get(name or "") or self._reread(claim, name, ready) for name in self._names(claim)}
-        return [self._job(claim, name, read) for name, read in reread.items()]
+        with self._kept(claim):
+            if fault:
+                return [self._job(claim, name, _Read(ready, None, fault)) for name in self._names(claim)]
+            reread = {name: joined.get(name or "") or self._reread(claim, name, ready) for name in self._names(claim)}
+            return [self._job(claim, name, read) for name, read in reread.items()]
 
     def _join_waiting(self, claim: Claim, label: str) -> dict[str, _Read]:
         """Take the prompts along that have come for the claim's picture meanwhile, or were not taken with it."""

@@ -6,6 +6,7 @@ What can still go wrong here: two reports that would have one name. The second i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -18,8 +19,6 @@ from sam_poll.doors.layout import ERROR_ENDING
 from sam_poll.errors import SamPollError
 from sam_poll.fs import NAME_MAX, cut, exists
 from sam_poll.types import Job
-
-_LONGEST = NAME_MAX - len(ERROR_ENDING)
 
 
 def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
@@ -42,9 +41,14 @@ def report_name(folder: Path, names: Sequence[str]) -> str | None:
     """What a report on these files is to be called in its folder; None where it is about none."""
     if not names:
         return None
-    plain = cut(os.path.splitext(names[-1])[0], _LONGEST) + ERROR_ENDING
-    # dog.json failed before dog.prompt did
-    return cut(names[-1], _LONGEST) + ERROR_ENDING if exists(folder / plain) else plain
+    # dog.json may have failed before dog.prompt did; names that had to be cut may be the same.
+    for number in itertools.count(1):
+        ending = (f"~{number}" if number > 1 else "") + ERROR_ENDING
+        for name in (os.path.splitext(names[-1])[0], names[-1]):
+            found = cut(name, NAME_MAX - len(ending)) + ending
+            if not exists(folder / found):
+                return found
+    raise AssertionError("unreachable")
 
 
 def files_of(report: Path) -> list[str]:

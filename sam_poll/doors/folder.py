@@ -59,7 +59,7 @@ class FolderDoor:
         self._alarms, self._pulse, self._state = alarms or Alarms(), pulse or Pulse(), state
         self._wake = threading.Event()
         self._scanner = Scanner(layout, self.manners, self._wake)
-        self._unread: dict[str, float] = {}
+        self._unread: dict[str, tuple[float, str | None]] = {}
         self._due = NEVER
 
     def __enter__(self) -> FolderDoor:
@@ -155,7 +155,11 @@ class FolderDoor:
                 continue
             pause = 1.0
             due = min(self._scanner.due, self._due)
-            if self.manners.once and due == NEVER and not (ready or abandoned or self._desk.busy):
+            if (
+                self.manners.once
+                and due == NEVER
+                and not (ready or abandoned or self._desk.busy or self._wake.is_set())
+            ):
                 return
             stop.wait(min(took, 1.0))  # a burst of events must not turn into a scan for each
             self._wait(stop, min(due - time.monotonic(), self.manners.rescan_s))
@@ -173,7 +177,7 @@ class FolderDoor:
         found, strays, empty = self._claims.listing()
         self._abandoned: list[Found] = []
         self._due = NEVER
-        elsewhere = set()
+        elsewhere: list[Found] = []
         for claim in (f for f in found if f.hold):
             worker = claim.hold.worker if claim.hold else ""
             if worker == self.worker:
@@ -182,15 +186,15 @@ class FolderDoor:
             elif self._lives.dead(worker, now):
                 self._abandoned.append(claim)
             else:
-                elsewhere.add(claim.label)
+                elsewhere.append(claim)
                 if not self.manners.once or self._lives.unsure(worker):  # what others do, they may drain themselves
                     self._due = min(self._due, self._lives.expires(worker))
         self.orphans = len(self._abandoned) + len(strays)
-        elsewhere |= {f.label for f in self._abandoned}  # soon here, and their further prompts with them
         self._janitor.tidy(found, strays, empty, now)
         if strays:
             self._wake.set()
-        return elsewhere
+        # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
+        return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
 
     def _taken(self, take: Callable[[], list[Job]]) -> list[Job]:
         try:
@@ -248,47 +252,68 @@ class FolderDoor:
         OSError: it stays in `work/`, and whoever takes it over goes on with it.
         """
         ticket: Ticket = job.origin
-        if trouble is None:
-            self._back(ticket, 0.0, None)
-            return
-        if isinstance(trouble, FileNotFoundError):
-            self.reject(job, InputError("its picture vanished while it was at work", remedy="drop it again"))
-            return
-        seconds = min(2 * self._unread.get(ticket.rel, 1.0), _LONGEST_HOLD_S)
-        self._unread[ticket.rel] = seconds
+        with self._given_up(ticket):
+            if trouble is None:
+                self._back(ticket, 0.0, None)
+            elif isinstance(trouble, FileNotFoundError):
+                self.reject(job, InputError("its picture vanished while it was at work", remedy="drop it again"))
+            else:
+                self._back(ticket, self._note_unread(ticket, trouble), None)
+
+    def _note_unread(self, ticket: Ticket, trouble: OSError) -> float:
+        """Returns the seconds until the next try."""
+        claim = ticket.claim
+        before, _ = self._unread.get(ticket.rel, (1.0, None))
+        seconds = min(2 * before, _LONGEST_HOLD_S)
+        self._unread[ticket.rel] = seconds, claim.below(claim.picture) if claim.picture else None
         logger.warning("the picture of {} cannot be read: {}; next try in {:g} s", shown(ticket.rel), trouble, seconds)
         self._alarms.raise_("read", f"pictures cannot be read ({trouble.strerror}); they are tried again and again")
-        self._back(ticket, seconds, None)
+        return seconds
 
     def defer(self, job: Job, error: SamPollError) -> None:
         """Put a job back whose picture is not complete, or not the one meant. As `release`."""
         ticket: Ticket = job.origin
-        if ticket.claim.picture is None:  # it lies in done/: nobody is going to mend it
-            self.reject(job, error)
-        elif isinstance(error, ChangedError):  # what it is now, nobody has read yet
-            self._back(ticket, 0.0, None)
-        else:
-            self._back(ticket, self.manners.patience, error)
+        with self._given_up(ticket):
+            if ticket.claim.picture is None:  # it lies in done/: nobody is going to mend it
+                self.reject(job, error)
+            elif isinstance(error, ChangedError):  # what it is now, nobody has read yet
+                self._back(ticket, 0.0, None)
+            else:
+                self._back(ticket, self.manners.patience, error)
 
     def _back(self, ticket: Ticket, seconds: float, error: SamPollError | None) -> None:
         with self._ours(ticket), ticket.claim.lock:
             names = self._desk.leaving(ticket)
             suffix = self._claims.free(ticket.claim, "input", names)
-            for name in names if seconds or error else []:  # told before they can be seen in in/ again
-                signature = look(ticket.claim.path / name)
-                if signature:
-                    rel = ticket.claim.below(with_suffix(Path(name), suffix).name)
-                    self._scanner.hold(rel, signature, seconds, error)
+            if seconds or error:  # told before they can be seen in in/ again
+                self._hold(ticket, suffix, seconds, error)
             self._desk.end(ticket, "input", suffix)
         if not error and not seconds:
             self._over(ticket)
         self._wake.set()
+
+    def _hold(self, ticket: Ticket, suffix: str, seconds: float, error: SamPollError | None) -> None:
+        claim = ticket.claim
+        files = {claim.below(with_suffix(Path(n), suffix).name): n for n in (claim.picture, ticket.prompt) if n}
+        seen = {file: signature for file, n in files.items() if (signature := look(claim.path / n))}
+        self._scanner.hold(list(files)[-1], seen, seconds, error)
 
     @contextmanager
     def _ours(self, ticket: Ticket) -> Iterator[None]:
         try:
             yield
         except LostError:
+            self._desk.forget(ticket.claim)
+            self._wake.set()
+            raise
+
+    @contextmanager
+    def _given_up(self, ticket: Ticket) -> Iterator[None]:
+        """Nobody calls again: a claim that cannot be ended now is left for the next scan, which takes it over."""
+        try:
+            yield
+        except OSError:
+            self._wake.set()  # before and after: a scan with `once` must not end between the two
             self._desk.forget(ticket.claim)
             self._wake.set()
             raise
@@ -301,7 +326,9 @@ class FolderDoor:
     def _forget_unread(self) -> None:
         """Whoever takes a picture away that cannot be read has ended that trouble, too."""
         gone = [
-            rel for rel in list(self._unread) if not exists(self.layout.input / rel) and not self._desk.works_on(rel)
+            rel
+            for rel, (_, picture) in list(self._unread.items())
+            if any(not exists(self.layout.input / f) and not self._desk.works_on(f) for f in (rel, picture) if f)
         ]
         for rel in gone:
             self._unread.pop(rel, None)

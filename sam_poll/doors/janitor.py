@@ -40,7 +40,8 @@ class Janitor:
         known = {worker: path for worker, path in lease.workers(self._layout.work) if worker != self._claims.worker}
         for worker, path in known.items():
             if worker not in holders and self._lives.dead(worker, now):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another daemon's janitor was quicker, or it is none of ours
+                    path.unlink()
         self._lives.forget_all_but({*known, *holders})
 
 
@@ -57,7 +58,7 @@ def put_back(layout: Layout, strays: list[str]) -> int:
     for paths in groups.values():
         suffix = free_suffix([layout.input / p for p in paths])
         for path in sorted(paths, key=lambda p: layout.is_prompt(os.path.basename(p))):  # a prompt never waits alone
-            with contextlib.suppress(FileNotFoundError):  # another daemon's janitor was quicker
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # another daemon's janitor was quicker
                 move_new(layout.work / path, with_suffix(layout.input / path, suffix))
                 moved += 1
     if moved:

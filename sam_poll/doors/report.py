@@ -58,8 +58,8 @@ def _in_claims(work: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The files of all claims, by their paths below `in/`, and what lies beside the claims."""
     yield from walk(work)
     for claim in listing(work)[0]:
-        if claim.hold and claim.path.is_dir():
-            yield from ((f"{claim.folder}/{path}", entry) for path, entry in walk(claim.path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it has just ended
+            yield from ((f"{claim.folder}/{path}", entry) for path, entry in walk(claim.path) if claim.hold)
 
 
 def _kind(layout: Layout, name: str, folder: str) -> str:

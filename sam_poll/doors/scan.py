@@ -65,14 +65,14 @@ class Manners:
 
 @dataclass(slots=True)
 class Ready:
-    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere (at work
-    for a sibling, or in `done/` under its name with `suffix`). `fault`: claim it only to reject it."""
+    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere: in
+    `done/` under its name with `suffix`, or (None) at work for a sibling. `fault`: claim it only to reject it."""
 
     prompt: str | None
     picture: str | None
     signatures: dict[str, Signature]
     fault: SamPollError | None = None
-    suffix: str = ""
+    suffix: str | None = None
 
     @property
     def age(self) -> tuple[int, str]:
@@ -82,9 +82,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A file that is not offered before `until`, unless it changes. With `error` it is then rejected."""
+    """A job that is not offered before `until`, unless one of these files changes. With `error` it is then rejected."""
 
-    signature: Signature
+    signatures: dict[str, Signature]
     until: float
     error: SamPollError | None
 
@@ -170,9 +170,12 @@ class Scanner:
         ready += [self._lone_picture(picture, now) for picture in pictures - spoken_for]
         return sorted((r for r in ready if r), key=lambda r: r.age)
 
-    def hold(self, file: str, signature: Signature, seconds: float, error: SamPollError | None = None) -> None:
-        """Do not offer a file for a while, unless it changes; with `error`, reject it then. From any thread."""
-        self._to_hold.append((file, _Held(signature, time.monotonic() + seconds, error)))
+    def hold(
+        self, job: str, signatures: dict[str, Signature], seconds: float, error: SamPollError | None = None
+    ) -> None:
+        """Do not offer a job (its prompt, or a picture without one) for a while, unless one of these files changes;
+        with `error`, reject it then. Other prompts of its picture are not held. From any thread."""
+        self._to_hold.append((job, _Held(signatures, time.monotonic() + seconds, error)))
 
     def learn(self, prompt: str, signature: Signature, image: str | None) -> None:
         """Remember which picture a prompt's text names, and look again at once."""
@@ -184,8 +187,8 @@ class Scanner:
             path, hint, seen = self._hints.popleft()
             self._settler.hint(os.path.relpath(path, self._layout.input).replace(os.sep, "/"), hint, seen)
         while self._to_hold:
-            file, held = self._to_hold.popleft()
-            self._held[file] = held
+            job, held = self._to_hold.popleft()
+            self._held[job] = held
 
     def _list(self, now: float) -> tuple[set[str], set[str]]:
         pictures, waiting, below, closed = set(), set(), set[str](), set[str]()
@@ -222,12 +225,13 @@ class Scanner:
         if longest > 0:
             self.due = min(self.due, now + longest)
             return None
-        held = [h for f, s in signatures.items() if (h := self._held.get(f)) and h.signature == s]
-        until = max((h.until for h in held), default=now)
-        if now < until:
-            self.due = min(self.due, until)
+        held = self._held.get(prompt or picture or "")
+        if held is None or any(held.signatures.get(file, seen) != seen for file, seen in signatures.items()):
+            return Ready(prompt, picture, signatures)
+        if now < held.until:
+            self.due = min(self.due, held.until)
             return None
-        return Ready(prompt, picture, signatures, next((h.error for h in held if h.error), None))
+        return Ready(prompt, picture, signatures, held.error)
 
     def _lone_prompt(self, prompt: str, found: Ambiguous | None, now: float) -> Ready | None:
         ready = self._when_settled([prompt], now, prompt, None)
