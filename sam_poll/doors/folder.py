@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,10 @@ class FolderDoor:
     def __exit__(self, *exc: object) -> None:
         self._scanner.close()
         self._open.close()
-        if not self._desk.busy:  # else others must be able to see whose they are, and that we are gone
-            self._life.remove()
+        with suppress(OSError):
+            # Of what is still claimed others must be able to see whose it is, and that we are gone.
+            if not any(found.hold and found.hold.worker == self.worker for found in self._claims.listing()[0]):
+                self._life.remove()
 
     @property
     def worker(self) -> str:
