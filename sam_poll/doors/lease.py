@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from loguru import logger
+
 from sam_poll.alarms import Alarms
 from sam_poll.fs import TEMP_PREFIX
 
@@ -65,6 +67,7 @@ class Life:
         self.worker = f"{self._name}-{_NO_LOCKS}"
         self._started = time.time()
         self._handle = -1
+        self._mute = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -109,36 +112,42 @@ class Life:
             try:
                 self._write()
                 self._alarms.clear("lease")
-            except Exception as error:  # noqa: BLE001  a bug in what is told must not cost all claims
+            except OSError as error:
                 self._alarms.raise_(
                     "lease", f"no sign of life can be given in {self._folder} ({error}): others may take our jobs over"
                 )
 
     def _write(self) -> None:
-        body = json.dumps(
-            {
-                "worker": self.worker,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "lease_s": self._lease_s,
-                "started": self._started,
-                **(self._state() if self._state else {}),
-            },
-            default=str,
-        ).encode()
-        try:
-            self._put(body)
-        except FileNotFoundError:  # swept by one who took us for dead, or `work/` was made anew
+        if not self._is_ours():  # swept by one who took us for dead, or `work/` was away or made anew
             self._still_there()
             self._again()
-            self._put(body)
-
-    def _put(self, body: bytes) -> None:
-        try:
+        body = self._said()
+        with contextlib.suppress(OSError):  # the disk is full: what is said is old then, but it is a sign of life
             os.pwrite(self._handle, body, 0)
             os.ftruncate(self._handle, len(body))
-        finally:
-            os.utime(self.path)  # on a full disk, too; and it says whether the file is still there
+        os.utime(self.path)
+
+    def _is_ours(self) -> bool:
+        """Whether the file that others see is the one that we have locked."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self._handle), self.path.stat())
+        return False
+
+    def _said(self) -> bytes:
+        known = {
+            "worker": self.worker,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "lease_s": self._lease_s,
+            "started": self._started,
+        }
+        try:
+            return json.dumps({**known, **(self._state() if self._state else {})}, default=str).encode()
+        except Exception:  # noqa: BLE001  a bug in what is told must not cost the claims
+            if not self._mute:
+                logger.exception("what this daemon does cannot be told to others")
+            self._mute = True
+            return json.dumps(known).encode()
 
     def _again(self) -> None:
         before = self.worker

@@ -1,0 +1,266 @@
+"""Whether the share is there: proved at the start, and by a sentinel ever after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam_poll.doors import proof
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.proof import SENTINEL, Sentinel, prove
+from sam_poll.doors.scan import Manners
+from sam_poll.errors import ShareError
+from tests.conftest import Daemon, Share, wait_until
+
+
+@pytest.fixture
+def layout(share: Share) -> Layout:
+    """A share's folders, proved."""
+    prove(share.layout)
+    return share.layout
+
+
+def mounted_elsewhere(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """From now on `in/` lies on another file system than it did."""
+    really = Path.stat
+    device = layout.input.stat().st_dev
+
+    def stat(self: Path, **more: Any) -> os.stat_result:
+        found = really(self, **more)
+        if self != layout.input:
+            return found
+        return os.stat_result((*found[:2], device + 1, *found[3:10]))
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+def test_the_proof_leaves_nothing_but_the_folders(share: Share) -> None:
+    prove(share.layout)
+    assert all(folder.is_dir() for folder in share.layout.folders.values())
+    assert [p for p in share.root.rglob("*") if p.is_file()] == []
+
+
+def test_many_daemons_may_prove_one_share_at_the_same_time(share: Share) -> None:
+    faults: list[Exception] = []
+    start = threading.Barrier(6)
+
+    def proving() -> None:
+        start.wait()
+        try:
+            for _ in range(10):
+                prove(share.layout)
+        except ShareError as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=proving) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+
+
+def test_a_rename_that_is_refused_between_two_mounts_of_one_disk_is_told_with_both_folders(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if share.layout.done in target.parents:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return really(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ShareError, match="`output` and `done` are on different file systems") as raised:
+        prove(share.layout)
+    assert str(share.layout.done) in (raised.value.place or "")
+    assert "one mount" in (raised.value.remedy or "")
+    assert [p for p in share.root.rglob("*") if p.is_file()] == []
+
+
+def test_the_owners_sentinel_must_be_there_before_any_folder_is_made(share: Share) -> None:
+    with pytest.raises(ShareError, match="sentinel is missing") as raised:
+        prove(share.layout, share.root / "mounted")
+    assert raised.value.exit_code == 75
+    assert not share.layout.work.exists()
+    with (
+        pytest.raises(ShareError, match="sentinel is missing"),
+        FolderDoor(share.layout, Manners(sentinel=share.root / "mounted")),
+    ):
+        pass
+    (share.root / "mounted").touch()
+    prove(share.layout, share.root / "mounted")
+
+
+def test_a_share_is_itself_as_long_as_its_sentinel_is(layout: Layout) -> None:
+    first = Sentinel(layout)
+    for _ in range(3):
+        first.check()
+    Sentinel(layout).check()
+    first.check()
+    assert [p.name for p in layout.work.iterdir()] == [SENTINEL]
+
+
+def test_a_bare_mountpoint_is_not_taken_for_the_share(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentinel = Sentinel(layout)
+    aside = layout.work.with_name("aside")
+    layout.work.rename(aside)
+    layout.work.mkdir()
+    with monkeypatch.context() as patch:
+        mounted_elsewhere(patch, layout)
+        with pytest.raises(OSError, match="not there") as raised:
+            sentinel.check()
+        assert raised.value.errno == errno.ESTALE
+        assert list(layout.work.iterdir()) == []
+    layout.work.rmdir()
+    aside.rename(layout.work)
+    sentinel.check()
+
+
+def test_a_mountpoint_without_any_folders_is_not_taken_for_the_share(layout: Layout) -> None:
+    sentinel = Sentinel(layout)
+    layout.input.parent.rename(layout.input.parent.with_name("unmounted"))
+    layout.input.parent.mkdir()
+    with pytest.raises(FileNotFoundError):
+        sentinel.check()
+    assert list(layout.input.parent.iterdir()) == []
+
+
+def test_a_share_mounted_anew_is_the_same_share(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network share may have another device number each time it is mounted."""
+    sentinel = Sentinel(layout)
+    mounted_elsewhere(monkeypatch, layout)
+    sentinel.check()
+    (layout.work / SENTINEL).unlink()
+    sentinel.check()  # its new number is the known one now
+    assert (layout.work / SENTINEL).exists()
+
+
+def test_another_share_in_its_place_is_told(layout: Layout) -> None:
+    sentinel = Sentinel(layout)
+    number = (layout.work / SENTINEL).read_text()
+    (layout.work / SENTINEL).write_text("another\n")
+    with pytest.raises(OSError, match="another share") as raised:
+        sentinel.check()
+    assert raised.value.filename == str(layout.work / SENTINEL)
+    (layout.work / SENTINEL).write_text(number)
+    sentinel.check()
+
+
+def test_a_deleted_work_folder_is_made_anew_and_told_once(layout: Layout, logged: list[str]) -> None:
+    sentinel = Sentinel(layout)
+    (layout.work / SENTINEL).unlink()
+    layout.work.rmdir()
+    for _ in range(3):
+        sentinel.check()
+    assert (layout.work / SENTINEL).exists()
+    assert sum("made anew" in line for line in logged) == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_daemons_that_start_together_make_one_sentinel(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+
+        def link(*args: Any) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    for _ in range(20):
+        made: list[Sentinel] = []
+        start = threading.Barrier(4)
+
+        def make(made: list[Sentinel] = made, start: threading.Barrier = start) -> None:
+            start.wait()
+            made.append(Sentinel(layout))
+
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for sentinel in made:
+            sentinel.check()
+        assert [p.name for p in layout.work.iterdir()] == [SENTINEL]
+        (layout.work / SENTINEL).unlink()
+
+
+def test_a_sentinel_that_a_power_cut_left_empty_is_written_anew(layout: Layout) -> None:
+    (layout.work / SENTINEL).write_bytes(b"")
+    Sentinel(layout).check()
+    assert (layout.work / SENTINEL).read_bytes()
+
+
+def test_while_the_owners_sentinel_is_missing_nothing_is_claimed_and_it_goes_on_by_itself(
+    share: Share, logged: list[str]
+) -> None:
+    users = share.root / "mounted"
+    users.touch()
+    with Daemon(share, sentinel=users, quiet_s=0.0, rescan_s=0.02) as daemon:
+        wait_until(lambda: daemon.door.scans > 0)
+        users.unlink()
+        wait_until(lambda: "share" in daemon.door._alarms)
+        share.pair("dog")
+        assert "sentinel is missing" in daemon.door._alarms.active()[0].message
+        scans = daemon.door.scans
+        users.touch()
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+        assert daemon.door.scans > scans
+        wait_until(lambda: "share" not in daemon.door._alarms)
+    assert sum("alarm (share): " in line for line in logged) == 1
+
+
+def test_nothing_is_read_and_nothing_written_while_the_share_is_away(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share.pair("dog")
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, events=False, rescan_s=0.01)) as door:
+        aside = share.root / "aside"
+        share.layout.work.rename(aside)
+        share.layout.work.mkdir()
+        mounted_elsewhere(monkeypatch, share.layout)
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda: list(door.jobs(stop)))
+        thread.start()
+        wait_until(lambda: "share" in door._alarms)
+        stop.set()
+        thread.join(30)
+        assert door.scans == 0
+        assert list(share.layout.work.iterdir()) == []
+        share.layout.work.rmdir()
+        aside.rename(share.layout.work)
+    assert share.tree("input") == ["dog.jpg", "dog.json"]
+
+
+def test_what_cannot_be_used_is_told_with_its_folder_and_user(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: Path, body: bytes) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(ShareError, match="`input` cannot be used: Read-only") as raised:
+        prove(share.layout)
+    assert raised.value.place == str(share.layout.input)
+    assert f"user {os.getuid()}" in (raised.value.remedy or "")
+
+
+def test_a_probe_that_others_take_away_again_and_again_is_given_up_at_last(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def travel(layout: Layout) -> None:
+        tries.append(layout)
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+    monkeypatch.setattr(proof, "_travel", travel)
+    monkeypatch.setattr(proof.time, "sleep", lambda seconds: None)
+    with pytest.raises(ShareError):
+        prove(share.layout)
+    assert len(tries) > 5
