@@ -11,6 +11,7 @@ one seed are not the same run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -44,6 +45,7 @@ from tools.chaos_share import (
 LEASE_S = 2.0
 _YEARS = (31_536_000.0, 4_070_908_800.0)  # 1971 and 2099, in seconds since 1970
 _DRAIN_S = 120.0
+_SWEEP_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ class Tormentor:
         for daemon in self.running[2:]:
             self._term(daemon.started())
         wait_for(self._tended(settled_now), "everything is put away", _DRAIN_S, every=0.3)
+        with contextlib.suppress(ChaosError):  # the verdict tells of them
+            wait_for(lambda: not temporaries(self._share), "unfinished files are swept", _SWEEP_S)
         for daemon in self.running:
             daemon.stop()
         wait_for(lambda: not any(d.alive for d, _ in self._leaving), "those asked to stop have stopped", 50)

@@ -294,8 +294,8 @@ class Watcher:
 
 
 def settled(share: Path, plan: Plan, stalled: Iterable[str] = ()) -> bool:
-    """Whether every file of the plan lies where it may end, and nothing is at work or unfinished."""
-    return not at_work(share) and not temporaries(share) and not _unsettled(share, plan, set(stalled))
+    """Whether every file of the plan lies where it may end, and nothing is at work."""
+    return not at_work(share) and not _unsettled(share, plan, set(stalled))
 
 
 def _unsettled(share: Path, plan: Plan, stalled: set[str]) -> bool:
