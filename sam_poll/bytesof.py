@@ -5,18 +5,16 @@ What can still go wrong here: a writer that changes a file between two looks and
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from pathlib import Path
 from typing import TypeAlias
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
-from sam_poll.fs import shown
+from sam_poll.fs import NO_FILE, open_plain, shown
 from sam_poll.types import Job
 
 _MAX_BYTES = 2 << 30
-_NOT_A_PICTURE = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
 _Seen: TypeAlias = tuple[int, int, int]  # inode, bytes, time of change
 
 
@@ -26,14 +24,14 @@ def read(path: Path) -> tuple[bytes, _Seen]:
     OSErrors other than those of a file that is no picture mean a sick share.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open_plain(path)
     except OSError as error:
-        if error.errno in _NOT_A_PICTURE:
+        if error.errno in NO_FILE:
             remedy = "let the daemon's user read it, then `sam-poll retry`"
             raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
         raise
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
+    with file:
+        found = os.fstat(file.fileno())
         if found.st_size > _MAX_BYTES:
             raise PictureError(
                 f"the file has {found.st_size >> 20} MiB; at most {_MAX_BYTES >> 20} are read",

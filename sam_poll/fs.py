@@ -11,13 +11,16 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 TEMP_PREFIX = ".sam_poll-"
 NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _serial = itertools.count()
+NO_FILE = {errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
 
@@ -112,6 +115,18 @@ def move_new(source: Path, target: Path) -> None:
             raise
         target.parent.mkdir(parents=True, exist_ok=True)
         rename(source, target)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file for reading, never through a link, and never waiting for a pipe.
+
+    OSError; it has one of the numbers in `NO_FILE` where there is something that is no file, or may not be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.ENXIO, "it is not a file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def exists(path: Path) -> bool:

@@ -8,7 +8,6 @@ and again only when the file changes.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import stat
@@ -26,12 +25,11 @@ from sam_poll.doors.layout import Layout, walk
 from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary, stems
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.fs import NOT_THERE, shown, with_suffix
+from sam_poll.fs import NO_FILE, NOT_THERE, open_plain, shown, with_suffix
 from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 NEVER = float("inf")
-_NOT_A_PROMPT = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM}
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 
 
@@ -306,14 +304,14 @@ class Scanner:
         """The prompt file, understood; PromptError. Reads at most one byte more than is allowed, never through a link,
         and never waits for a pipe: what was a file when it was listed may be something else by now."""
         try:
-            handle = os.open(prompt, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            file = open_plain(prompt)
         except OSError as error:
-            if error.errno not in _NOT_A_PROMPT:
+            if error.errno not in NO_FILE:
                 raise
             remedy = "let the daemon's user read it, then `sam-poll retry`"
             name = shown(prompt.name)
             raise PromptError(f"cannot be read: {error.strerror}", place=name, remedy=remedy) from error
-        with os.fdopen(handle, "rb") as file:
+        with file:
             return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
 
     def find_done(self, prompt: str, image: str | None) -> tuple[str, str] | None:
