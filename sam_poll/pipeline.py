@@ -170,7 +170,8 @@ class Pipeline:
         while others < self._depth - 1 and not ending.is_set():
             others += self._slots.acquire(timeout=_POLL_S)
             self._intake_pulse.beat()
-        self._decoders.submit(self._guarded, self._decode, task)
+        stage = self._decode if others == self._depth - 1 else self._release  # to be run alone, or another time
+        self._decoders.submit(self._guarded, stage, task)
         while not (ended := self._slots.acquire(timeout=_POLL_S)) and not ending.is_set():
             self._intake_pulse.beat()
         self._slots.release(others + ended) if others + ended else None

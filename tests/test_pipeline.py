@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from sam_poll import formats
+from sam_poll import bytesof, formats, pipeline
+from sam_poll.alarms import Alarms
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import DeviceError, InputError, SamPollError
+from sam_poll.errors import ChangedError, DeviceError, InputError, LostError, SamPollError, UnfinishedError
 from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.stats import Pulse, Stats
 from sam_poll.types import Box, Document, Embedding, Job, Point, Prepared, Prompt, Result
 from tests.conftest import picture_bytes, wait_until
 
@@ -29,6 +35,8 @@ class MemoryDoor:
         self.delivered: dict[str, list[Document]] = {}
         self.rejected: dict[str, SamPollError] = {}
         self.released: list[str] = []
+        self.troubles: list[OSError] = []
+        self.deferred: dict[str, SamPollError] = {}
         self.lock = threading.Lock()
 
     def jobs(self, stop: threading.Event) -> Iterator[Job]:
@@ -48,8 +56,14 @@ class MemoryDoor:
     def reject(self, job: Job, error: SamPollError) -> None:
         self.rejected[job.id] = error
 
-    def release(self, job: Job) -> None:
-        self.released.append(job.id)
+    def release(self, job: Job, trouble: OSError | None = None) -> None:
+        with self.lock:
+            self.released.append(job.id)
+            if trouble:
+                self.troubles.append(trouble)
+
+    def defer(self, job: Job, error: SamPollError) -> None:
+        self.deferred[job.id] = error
 
 
 def job(name: str, seed: int = 0, prompts: Any = ONE, **more: Any) -> Job:
@@ -221,3 +235,230 @@ def test_a_listener_that_fails_does_not_undo_the_answer() -> None:
     door = MemoryDoor([job("j")])
     assert run(door, on_result=listen).stats.now().answered == 1
     assert list(door.delivered) == ["j"]
+
+
+# ── suspects ──
+
+
+class Counting(FakeEngine):
+    """Remembers how many jobs of its door were neither over nor waiting, at each decode."""
+
+    def __init__(self, door: MemoryDoor, **more: Any) -> None:
+        super().__init__(**more)
+        self.door = door
+        self.at_work: dict[str, list[int]] = {}
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Any]:
+        over = len(self.door.delivered) + len(self.door.rejected) + len(self.door.released)
+        self.at_work.setdefault(prompts[0].label, []).append(self.door.handed - over)
+        return super().decode(embedding, prompts)
+
+
+def test_a_suspect_runs_with_nothing_else_at_work_and_the_others_together() -> None:
+    suspect = (Prompt("suspect", box=Box(5, 5, 40, 40)),)
+    jobs = [job(f"j{n}", n) for n in range(10)]
+    jobs += [job(f"s{n}", n, suspect, attempt=2) for n in range(3)]
+    jobs += [job(f"k{n}", n) for n in range(10)]
+    door = MemoryDoor(jobs)
+    engine = Counting(door, batch=1)
+    run(door, engine)
+    assert len(door.delivered) == 23
+    assert engine.at_work["suspect"] == [1, 1, 1]
+    assert max(engine.at_work["dog"]) > 1
+
+
+def test_while_a_suspect_runs_no_other_job_is_taken() -> None:
+    gate = threading.Event()
+    door = MemoryDoor([job("suspect", attempt=2)] + [job(f"j{n}", n) for n in range(5)])
+    engine = FakeEngine(batch=1, gate=gate)
+    intake = Pulse()
+    thread = threading.Thread(target=run, args=(door, engine), kwargs={"intake": intake})
+    thread.start()
+    wait_until(lambda: engine.calls["encode"])
+    beaten = intake._last
+    wait_until(lambda: intake._last > beaten)  # the intake lives, and waits
+    assert door.handed == 1
+    gate.set()
+    thread.join(60)
+    assert len(door.delivered) == 6
+
+
+def test_a_suspect_is_not_begun_beside_others_when_the_run_is_to_end() -> None:
+    gate, stop = threading.Event(), threading.Event()
+    door = MemoryDoor([job("j"), job("suspect", 1, attempt=2)])
+    engine = Counting(door, batch=1, gate=gate)
+    thread = threading.Thread(target=run, args=(door, engine, stop))
+    thread.start()
+    wait_until(lambda: door.handed == 2)
+    stop.set()
+    wait_until(lambda: door.released)
+    gate.set()
+    thread.join(60)
+    assert door.released == ["suspect"]
+    assert list(door.delivered) == ["j"]
+
+
+# ── pictures that are not what they should be ──
+
+
+def test_an_unfinished_picture_is_put_off_and_not_rejected() -> None:
+    door = MemoryDoor([job("short", nbytes=10**6), job("other", sha256="0" * 64), job("good", 3)])
+    stats = run(door).stats.now()
+    assert sorted(door.deferred) == ["other", "short"]
+    assert list(door.delivered) == ["good"]
+    assert (stats.at_work, stats.rejected) == (0, 0)
+
+
+def test_an_unfinished_picture_that_has_had_its_time_is_rejected() -> None:
+    door = MemoryDoor([job("j", fault=UnfinishedError("is cut off"))])
+    run(door)
+    assert door.rejected["j"].reason == "is cut off"
+    assert not door.deferred
+
+
+def test_what_was_found_in_a_picture_that_changed_meanwhile_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "dog.jpg"
+    path.write_bytes(b"no picture at all")
+    really = bytesof.read
+
+    def read(path: Path) -> Any:
+        found = really(path)
+        path.write_bytes(picture_bytes())
+        return found
+
+    monkeypatch.setattr(bytesof, "read", read)
+    door = MemoryDoor([Job("j", "j.jpg", path, ONE)])
+    run(door)
+    assert isinstance(door.deferred["j"], ChangedError)
+    assert not door.rejected
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, works: Sequence[str] = ()) -> list[float]:
+    """Pictures of other names cannot be read. Returns when each was tried."""
+    tried: list[float] = []
+
+    def read(path: Path) -> Any:
+        tried.append(time.monotonic())
+        if path.name in works:
+            return picture_bytes(), None
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(bytesof, "read", read)
+    monkeypatch.setattr(bytesof, "check_unchanged", lambda path, seen: None)
+    return tried
+
+
+def test_a_picture_that_cannot_be_read_goes_back_with_its_trouble_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unreadable(monkeypatch, works=["good.jpg"])
+    jobs = [Job(f"{n}-{name}", "", Path(f"{name}.jpg"), ONE) for n in range(4) for name in ("bad", "good")]
+    door = MemoryDoor(jobs)
+    stats = run(door, decode_threads=1).stats.now()
+    assert len(door.delivered) == 4
+    assert [trouble.errno for trouble in door.troubles] == [errno.EIO] * 4
+    assert (stats.rejected, stats.at_work) == (0, 0)
+
+
+def test_three_unreadable_pictures_in_a_row_pause_the_intake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_SICK_S", 0.3)
+    tried = unreadable(monkeypatch)
+    door = MemoryDoor([Job(f"j{n}", "", Path("bad.jpg"), ONE) for n in range(20)])
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(door, None, stop), kwargs={"decode_threads": 1, "queue": 0})
+    thread.start()
+    wait_until(lambda: len(tried) > 9)
+    handed = door.handed
+    stop.set()
+    thread.join(60)
+    assert handed < 20
+    assert max(after - before for before, after in pairwise(tried)) > 0.25
+    assert len(door.released) == door.handed
+
+
+# ── answers that cannot be put away ──
+
+
+def test_while_an_answer_cannot_be_put_away_no_job_is_taken_and_one_alarm_tells(logged: list[str]) -> None:
+    full = threading.Event()
+    full.set()
+
+    class Full(MemoryDoor):
+        tries = 0
+
+        def deliver(self, job: Job, documents: Sequence[Document]) -> None:
+            if full.is_set():
+                self.tries += 1
+                raise OSError(errno.ENOSPC, "No space left on device", f"/share/out/{job.id}")
+            super().deliver(job, documents)
+
+    alarms = Alarms()
+    door = Full([job(f"j{n}", n) for n in range(100)])
+    thread = threading.Thread(target=run, args=(door, FakeEngine(batch=1)), kwargs={"alarms": alarms})
+    thread.start()
+    wait_until(lambda: door.tries >= 4)
+    handed = door.handed
+    tries = door.tries
+    wait_until(lambda: door.tries >= tries + 2)
+    assert door.handed == handed < 20
+    assert "output" in alarms
+    full.clear()
+    thread.join(60)
+    assert len(door.delivered) == 100
+    assert "output" not in alarms
+    assert sum("ERROR alarm (output)" in line for line in logged) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.ENOTDIR, errno.EEXIST])
+def test_an_answer_that_can_have_no_such_name_is_a_refusal(number: int) -> None:
+    door = MemoryDoor([job("j")], faults=[OSError(number, "no such name")])
+    run(door)
+    assert "cannot be written" in door.rejected["j"].reason
+    assert not door.delivered
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENOTDIR, errno.ENOSPC])
+def test_a_refusal_that_cannot_be_written_waits_until_it_can(number: int) -> None:
+    faults = [OSError(number, "not now"), OSError(number, "not now")]
+
+    class Refusing(MemoryDoor):
+        def reject(self, job: Job, error: SamPollError) -> None:
+            if faults:
+                raise faults.pop()
+            super().reject(job, error)
+
+    door = Refusing([job("j", fault=InputError("no"))])
+    alarms = Alarms()
+    stats = run(door, alarms=alarms).stats.now()
+    assert door.rejected["j"].reason == "no"
+    assert (stats.rejected, stats.at_work) == (1, 0)
+    assert not alarms.active()
+
+
+@pytest.mark.parametrize("when", ["deliver", "reject", "release", "defer"])
+def test_a_job_that_another_daemon_has_taken_over_is_let_go(when: str) -> None:
+    class Lost(MemoryDoor):
+        pass
+
+    def lost(*args: Any) -> None:
+        raise LostError("another daemon has taken it over")
+
+    setattr(Lost, when, lost)
+    more: dict[str, Any] = {"deliver": {}, "reject": {"fault": InputError("no")}, "defer": {"nbytes": 1}}.get(when, {})
+    picture = {"picture": Path("/nowhere/dog.jpg")} if when == "release" else {"picture": picture_bytes()}
+    door = Lost([Job("j", "j.jpg", prompts=ONE, **picture, **more), job("k", 1)])
+    stats = run(door).stats.now()
+    assert stats.at_work == 0
+    assert stats.released.get("lost", 0) == {"deliver": 2, "reject": 1}.get(when, 0)
+
+
+def test_a_dead_device_is_told_by_its_code_in_the_counts() -> None:
+    engine = FakeEngine(batch=1)
+    engine.fail("encode", DeviceError("CUDA error"), times=1000)
+    stats = Stats()
+    with pytest.raises(DeviceError):
+        run(MemoryDoor([job("j")]), engine, stats=stats)
+    assert stats.now().released == {"device": 1}
+    assert stats.now().at_work == 0
