@@ -38,17 +38,18 @@ def write_whole(path: Path, body: bytes) -> None:
 class Whole:
     """Several files that appear whole, and all at about the same time: `write` each, then `show` them.
 
-    `owner` names the writer in the temporary names, so that what a dead one left behind can be told. What has not been
-    shown when the `with` ends is removed.
+    They are written in `folder`, which must be on the same file system; None: each where it is to appear. What has not
+    been shown when the `with` ends is removed.
     """
 
-    def __init__(self, owner: str | None = None) -> None:
-        self._owner = owner or f"{os.getpid()}-{threading.get_ident()}"
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._files: list[tuple[Path, Path]] = []
 
     def write(self, path: Path, body: bytes) -> None:
-        """Write under a temporary name in the same folder, and flush to disk."""
-        temporary = path.with_name(f"{TEMP_PREFIX}{self._owner}-{next(_serial)}.tmp")
+        """Write under a temporary name, and flush to disk."""
+        folder = path.parent if self._folder is None else self._folder
+        temporary = folder / f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp"
         self._files.append((temporary, path))
         with temporary.open("wb") as file:
             file.write(body)

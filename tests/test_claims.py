@@ -269,22 +269,13 @@ def test_the_answered_prompts_of_a_claim_are_known_to_its_heir(share: Share) -> 
     assert (heir.answered, heir.suffix) == (True, "~7")
 
 
-def test_what_a_dead_daemon_was_writing_is_swept_and_nobody_elses(share: Share) -> None:
-    taken(share, "dead")
-    left, others = (share.layout.output / f".sam_poll-{worker}-3.tmp" for worker in ("dead", "alive"))
-    left.write_bytes(b"half")
-    others.write_bytes(b"half")
-    claims_of(share, "heir").take_over(found(share))
-    assert not left.exists()
-    assert others.exists()
-
-
-def test_taking_up_ones_own_claim_sweeps_nothing_that_is_being_written(share: Share) -> None:
-    taken(share, "me-1")
-    writing = share.layout.output / ".sam_poll-me-1-3.tmp"
-    writing.write_bytes(b"half")
-    assert claims_of(share, "me-1").take_over(found(share))
-    assert writing.exists()
+def test_what_a_dead_daemon_was_writing_goes_with_its_claim(share: Share) -> None:
+    dead = taken(share, "dead")
+    (dead.path / ".sam_poll-1-2-3.tmp").write_bytes(b"half")
+    heir = claims_of(share, "heir").take_over(found(share))
+    assert heir
+    assert heir.picture == "dog.jpg"
+    assert sorted(p.name for p in heir.path.iterdir()) == ["dog.jpg", "dog.json"]
 
 
 # ── fenced ──

@@ -8,7 +8,7 @@ A claim is taken over by renaming its directory to the next generation. That one
 it knows is gone. It is also how a job ends, so that a job ends once however many daemons believe it to be theirs.
 
 What can still go wrong here: a share whose mkdir and rename are not atomic (object stores dressed up as folders) gives
-no such promise. A frozen daemon that wakes between its last look and writing an answer writes it again: the same one.
+no such promise.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Claims:
             return True
 
     def take_over(self, found: Found) -> Claim | None:
-        """Make a dead daemon's claim ours, and sweep what it was writing. None: somebody else was quicker.
+        """Make a dead daemon's claim ours, and drop what it was writing. None: somebody else was quicker.
 
         The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
         Nothing is counted where the claim was our own: it was given up because the share was sick.
@@ -193,23 +193,15 @@ class Claims:
                 claim.prompts.add(name)
             elif name.startswith(_ANSWERED):
                 claim.answered, claim.suffix = True, name[len(_ANSWERED) :]
+            elif name.startswith(TEMP_PREFIX):
+                (claim.path / name).unlink(missing_ok=True)
             elif not name.startswith("."):
                 claim.picture = name
-        if hold.worker != self.worker:
-            self._sweep(found.folder, hold.worker)
         self._sort_out_report(claim)
         return claim
 
     def _prompts_in(self, path: Path) -> list[str]:
         return [entry.name for entry in path.iterdir() if self._layout.is_prompt(entry.name)]
-
-    def _sweep(self, folder: str, worker: str) -> None:
-        """Remove what a dead daemon had not finished writing beside this claim's answers."""
-        for root in (self._layout.output, self._layout.failed):
-            with contextlib.suppress(OSError), os.scandir(root / folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith(f"{TEMP_PREFIX}{worker}-"):
-                        Path(entry.path).unlink(missing_ok=True)
 
     # ── ending ──
 
@@ -302,7 +294,7 @@ class Claims:
 
     def _files(self, claim: Claim) -> list[str]:
         """The picture first: a prompt must never wait alone."""
-        names = [n for n in self._names(claim) if not n.startswith((_ANSWERED, _REPORT))]
+        names = [n for n in self._names(claim) if not n.startswith(".")]
         return sorted(names, key=self._layout.is_prompt)
 
     def _leave(self, claim: Claim, name: str, place: str, suffix: str) -> None:
@@ -333,7 +325,7 @@ class Claims:
         """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""
         with contextlib.suppress(OSError):
             if path:
-                for entry in (*path.glob(_ANSWERED + "*"), *path.glob(_REPORT)):
+                for entry in path.glob(".*"):
                     entry.unlink()
                 path.rmdir()
             outer.rmdir()

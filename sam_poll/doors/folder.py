@@ -223,14 +223,14 @@ class FolderDoor:
         """Write the outputs whole, then end the claim on the inputs. OSError: call again. LostError: it is not ours."""
         ticket: Ticket = job.origin
         base = self.layout.output / job.id
-        with self._ours(ticket), Whole(self.worker) as outputs:
-            self._claims.alive(ticket.claim)
-            base.parent.mkdir(parents=True, exist_ok=True)
+        # Written in the claim: from there nobody but its owner can rename them into `out`, and nothing is left behind.
+        with self._ours(ticket), Whole(ticket.claim.path) as outputs:
             for document in documents:
                 suffix = self.layout.suffixes.get(document.suffix, document.suffix)
                 outputs.write(base.with_name(base.name + suffix), document.body)
             with ticket.claim.lock:
                 self._claims.alive(ticket.claim)
+                base.parent.mkdir(parents=True, exist_ok=True)
                 outputs.show()
                 sync_folder(base.parent)
                 self._desk.end(ticket, "done")
@@ -303,7 +303,11 @@ class FolderDoor:
     @contextmanager
     def _ours(self, ticket: Ticket) -> Iterator[None]:
         try:
-            yield
+            try:
+                yield
+            except FileNotFoundError:
+                self._claims.alive(ticket.claim)
+                raise
         except LostError:
             self._desk.forget(ticket.claim)
             self._wake.set()

@@ -78,7 +78,10 @@ class Life:
 
     def __enter__(self) -> Life:
         self._open()
-        self._write()
+        try:
+            self._write()
+        except FileNotFoundError:  # swept in this very moment, by one who takes new daemons for dead ones
+            self._write()
         self._thread.start()
         return self
 
