@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sam_poll.doors.claims import Claim, Claims, Found, Hold, listing, outer_name
 from sam_poll.doors.proof import prove
 from sam_poll.errors import LostError
+from sam_poll.fs import Whole
 from tests.conftest import Share
 
 WORKERS = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=100)
@@ -276,6 +277,18 @@ def test_what_a_dead_daemon_was_writing_goes_with_its_claim(share: Share) -> Non
     assert heir
     assert heir.picture == "dog.jpg"
     assert sorted(p.name for p in heir.path.iterdir()) == ["dog.jpg", "dog.json"]
+
+
+def test_what_an_owner_was_writing_when_it_was_taken_over_can_never_appear(share: Share) -> None:
+    claim = taken(share, "asleep")
+    with Whole(claim.path) as outputs:
+        outputs.write(share.layout.output / "dog.txt", b"answer")
+        assert claims_of(share, "heir").take_over(found(share))
+        before = trees(share)
+        with pytest.raises(FileNotFoundError):
+            outputs.show()
+    assert trees(share) == before
+    assert list(share.layout.output.iterdir()) == []
 
 
 # ── fenced ──

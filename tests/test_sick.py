@@ -658,6 +658,15 @@ def test_strays_go_back_those_of_one_stem_under_one_name(share: Share) -> None:
     assert share.tree("input") == ["cam1/dog.jpg", "cam1/dog.left~2.json", "cam1/dog~2.jpg", "cat.jpg"]
 
 
+def test_what_systems_leave_in_hidden_files_is_no_stray(share: Share) -> None:
+    with opened(share) as door:
+        for name in (".nfs0000000000a1b2c3", ".DS_Store"):  # the first of them cannot even be renamed
+            (share.layout.work / name).write_bytes(b"")
+        door._look_at_work(0.0)
+        assert door.orphans == 0
+    assert share.tree("input") == []
+
+
 def test_two_janitors_that_put_the_same_file_back_do_not_trip_over_each_other(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -361,7 +361,7 @@ def listing(work: Path) -> tuple[list[Found], list[str], list[str]]:
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if not entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith(TEMP_PREFIX):
+                if not entry.name.startswith("."):
                     strays.append(path)
             elif entry.name.startswith("."):
                 claims.extend(_claims_in(folder, Path(entry.path)))
