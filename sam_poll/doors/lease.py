@@ -33,6 +33,7 @@ ENDING = ".json"
 _NO_LOCKS = "0"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MAX_BYTES = 1 << 20
+_BEAT_S = 5.0  # at the latest: people read what it says
 
 
 def boot() -> str:
@@ -44,7 +45,7 @@ def boot() -> str:
 
 
 class Life:
-    """This daemon's own file. `with Life(folder, lease_s) as life:`; a thread touches it four times a lease.
+    """This daemon's own file. `with Life(folder, lease_s) as life:`; a thread touches it four times a lease or more.
 
     `state` is asked for what else others should read there (`status`), `still_there` raises OSError when the share is
     away. OSError: the file cannot be made.
@@ -111,7 +112,7 @@ class Life:
                 os.close(handle)
 
     def _run(self) -> None:
-        while not self._end.wait(self._lease_s / 4):
+        while not self._end.wait(min(self._lease_s / 4, _BEAT_S)):
             try:
                 self._write()
                 self._alarms.clear("lease")
