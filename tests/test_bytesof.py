@@ -179,14 +179,16 @@ def test_a_rename_that_has_happened_counts_whatever_the_server_says(
     assert not source.exists()
 
 
-@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("taken", ["", "by another file", "by the same file"])
 def test_a_rename_that_has_not_happened_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"x")
-    if taken:
+    if taken == "by another file":
         target.write_bytes(b"somebody else's")
+    elif taken:
+        target.hardlink_to(source)
 
     def refused(self: Path, to: Path) -> Path:
         raise OSError(errno.EIO, "Input/output error")
@@ -197,11 +199,14 @@ def test_a_rename_that_has_not_happened_is_an_error(
     assert source.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("taken", [False, True])
 def test_a_rename_of_what_somebody_else_has_moved_is_not_counted_as_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
 ) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"x")
+    if taken:
+        target.write_bytes(b"somebody else's")
     really = Path.rename
 
     def too_late(self: Path, to: Path) -> Path:

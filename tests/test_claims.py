@@ -249,6 +249,15 @@ def test_attempts_at_a_picture_that_came_without_prompts_are_counted(share: Shar
         assert (claim.hold.attempt, claim.hold.prompts) == (attempt, 0)
 
 
+def test_a_picture_whose_prompts_are_all_put_away_does_not_become_one_that_came_without(share: Share) -> None:
+    claim = taken(share, "dead")
+    claims_of(share, "dead").part(claim, "dog.json", "failed", "")
+    for worker in ("w1", "w2"):
+        heir = claims_of(share, worker).take_over(found(share))
+        assert heir
+        assert (heir.hold.prompts, heir.prompts) == (1, set())
+
+
 def test_what_a_living_process_gives_up_and_takes_up_again_is_no_further_attempt(share: Share) -> None:
     taken(share, "me-1")
     for generation in (2, 3, 4, 5):

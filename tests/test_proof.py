@@ -192,6 +192,27 @@ def test_daemons_that_start_together_make_one_sentinel(
         (layout.work / SENTINEL).unlink()
 
 
+def test_a_sentinel_never_takes_the_place_of_another(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = Path.write_text
+    others: list[Sentinel] = []
+
+    def and_then_the_other_one(self: Path, text: str) -> int:
+        written = really(self, text)
+        if not others:
+            others.append(None)  # type: ignore[arg-type]
+            others[0] = Sentinel(layout)
+        return written
+
+    def replace(self: Path, target: Path) -> Path:
+        raise AssertionError("the other one's sentinel was overwritten")
+
+    monkeypatch.setattr(Path, "write_text", and_then_the_other_one)
+    monkeypatch.setattr(Path, "replace", replace)
+    mine = Sentinel(layout)
+    for sentinel in (mine, others[0]):
+        sentinel.check()
+
+
 def test_a_sentinel_that_a_power_cut_left_empty_is_written_anew(layout: Layout) -> None:
     (layout.work / SENTINEL).write_bytes(b"")
     Sentinel(layout).check()

@@ -26,6 +26,7 @@ from sam_poll.fs import TEMP_PREFIX
 SENTINEL = TEMP_PREFIX + "share"
 PROBE = TEMP_PREFIX + "probe"
 _TRIES = 20
+_WRITTEN_S = 1.0
 
 
 def prove(layout: Layout, sentinel: Path | None = None) -> None:
@@ -137,9 +138,17 @@ class Sentinel:
         number = uuid4().hex
         temporary = self._path.with_name(f"{SENTINEL}-{number}.tmp")
         temporary.write_text(number + "\n")
-        with contextlib.suppress(OSError):  # it is there by now, or there are no hard links on this share
+        try:
             os.link(temporary, self._path)
-        if self._read() is None:
+        except FileExistsError:
+            pass
+        except OSError:  # no hard links on this share
+            with contextlib.suppress(FileExistsError), self._path.open("x") as file:
+                file.write(number + "\n")
+        deadline = time.monotonic() + _WRITTEN_S
+        while self._read() is None and time.monotonic() < deadline:
+            time.sleep(0.01)  # who has made it is just writing it
+        if self._read() is None:  # a power cut has left it empty
             temporary.replace(self._path)
         temporary.unlink(missing_ok=True)
         return self._read() or number
