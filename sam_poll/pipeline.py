@@ -111,7 +111,7 @@ class Pipeline:
 
     def run(self, door: Door, stop: threading.Event) -> None:
         """Work until there is nothing left or `stop` is set, then finish what runs. DeviceError: the device is gone;
-        what was not answered has been released.
+        what was on it stays claimed, what else was not answered has been released.
 
         Setting `stop` twice is not needed: what has not finished `drain_s` after it is released.
         """
