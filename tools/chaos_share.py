@@ -419,6 +419,8 @@ def _bodies(folder: Path) -> dict[str, bytes]:
     """Relative name → bytes; of an error file, what does not tell the time."""
     found = {}
     for path in files_below(folder):
+        if path.name.startswith(TEMPORARY):
+            continue
         body = path.read_bytes()
         if path.name.endswith(".error.json"):
             told = json.loads(body)
