@@ -18,7 +18,7 @@ import pytest
 
 from sam_poll import bytesof
 from sam_poll.alarms import Alarms
-from sam_poll.doors import janitor, lease, report
+from sam_poll.doors import janitor, lease, report, scan
 from sam_poll.doors.claims import Claims, listing
 from sam_poll.doors.desk import Desk
 from sam_poll.doors.folder import FolderDoor
@@ -447,7 +447,8 @@ def test_a_picture_that_cannot_be_read_is_tried_again_and_again_while_others_go_
         wait_until(lambda: len(patient) >= 3)
         assert patient[:3] == [2.0, 4.0, 8.0]
         assert "read" in daemon.door._alarms
-        share.pair("good")
+        share.move_in("good.jpg", picture_bytes(seed=2))
+        share.move_in("good.json", BOX)
         wait_until(lambda: "good.jpg" in share.tree("done"))
         assert "read" in daemon.door._alarms
         if end == "it can be read":
@@ -731,3 +732,48 @@ def test_a_share_that_stays_away_is_told_once(share: Share, logged: list[str]) -
         wait_until(lambda: daemon.door.scans > scans)
         wait_until(lambda: "share" not in daemon.door._alarms)
     assert sum("alarm (share): " in line for line in logged) == 1
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_a_prompt_on_a_bad_sector_is_held_and_the_others_go_on(
+    share: Share, monkeypatch: pytest.MonkeyPatch, lone: bool, logged: list[str]
+) -> None:
+    really = Scanner.read
+    sick = [True]
+
+    def read(scanner: Scanner, prompt: Path) -> Any:
+        if prompt.name == "bad.json" and sick:
+            raise OSError(errno.EIO, "Input/output error", str(prompt))
+        return really(scanner, prompt)
+
+    monkeypatch.setattr(Scanner, "read", read)
+    monkeypatch.setattr(scan, "_UNREAD_S", 0.2)
+    if lone:
+        share.drop("bad.json", BOX)
+    else:
+        share.pair("bad")
+    with Daemon(share, quiet_s=0.0, rescan_s=0.2) as daemon:
+        wait_until(lambda: any("bad.json cannot be read" in line for line in logged))
+        share.move_in("good.jpg", picture_bytes(seed=2))
+        share.move_in("good.json", BOX)
+        wait_until(lambda: "good.json" in share.tree("done"))
+        assert "share" not in daemon.door._alarms
+        sick.clear()
+        if lone:
+            share.drop("bad.jpg", picture_bytes())
+        wait_until(lambda: "bad.json" in share.tree("done"))
+
+
+def test_a_prompt_that_another_daemon_takes_while_it_is_read_raises_no_alarm(
+    share: Share, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    really = Scanner.read
+
+    def read(scanner: Scanner, prompt: Path) -> Any:
+        prompt.unlink(missing_ok=True)
+        return really(scanner, prompt)
+
+    monkeypatch.setattr(Scanner, "read", read)
+    share.drop("gone.json", BOX)
+    share.run_once()
+    assert not [line for line in logged if "alarm" in line or "cannot be read" in line]

@@ -125,10 +125,11 @@ class Desk:
             if ready.fault or not ready.prompt:
                 return _Read(ready, None, ready.fault)
             parsed = self._scanner.read(self._layout.input / ready.prompt)
-        except FileNotFoundError:
-            return None
         except PromptError as error:
             return _Read(ready, None, error)
+        except OSError as error:
+            self._scanner.hold_unread(ready.prompt or "", ready.signatures, error)
+            return None
         if parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
             # Its name suggests one picture, its text names another: the next scan pairs it by the text.
             self._scanner.learn(ready.prompt, ready.signatures[ready.prompt], parsed.image)

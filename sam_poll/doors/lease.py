@@ -37,9 +37,9 @@ _BEAT_S = 5.0  # at the latest: people read what it says
 
 
 def boot() -> str:
-    """Four hex digits that are the same for all processes of this kernel, containers included; "0": not known."""
+    """Eight hex digits that are the same for all processes of this kernel, containers included; "0": not known."""
     try:
-        return _BOOT.read_text().strip()[:4] or _NO_LOCKS
+        return _BOOT.read_text().strip()[:8] or _NO_LOCKS
     except OSError:
         return _NO_LOCKS
 

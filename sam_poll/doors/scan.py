@@ -30,6 +30,7 @@ from sam_poll.images import ENDINGS
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 NEVER = float("inf")
+_UNREAD_S = 10.0
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 
 
@@ -175,6 +176,13 @@ class Scanner:
         with `error`, reject it then. Other prompts of its picture are not held. From any thread."""
         self._to_hold.append((job, _Held(signatures, time.monotonic() + seconds, error)))
 
+    def hold_unread(self, prompt: str, signatures: dict[str, Signature], trouble: OSError) -> None:
+        """A prompt that could not be read: one that has gone is forgotten, a bad sector must not stop the others."""
+        if not isinstance(trouble, FileNotFoundError):
+            logger.warning("prompt {} cannot be read: {}; next try in {:g} s", shown(prompt), trouble, _UNREAD_S)
+            self.hold(prompt, signatures, _UNREAD_S)
+            self.due = 0.0  # to take the hold in, and learn when to look again
+
     def learn(self, prompt: str, signature: Signature, image: str | None) -> None:
         """Remember which picture a prompt's text names, and look again at once."""
         self._named[prompt] = (signature, image)
@@ -244,6 +252,9 @@ class Scanner:
                 # Nobody can say which picture it wants, so waiting for one would be for ever.
                 ready.fault = error
                 return ready
+            except OSError as error:
+                self.hold_unread(prompt, ready.signatures, error)
+                return None
             self._named[prompt] = known
             if known[1]:
                 self.due = now
