@@ -23,7 +23,7 @@ def test_no_job_is_lost_or_done_twice_under_torment(tmp_path: Path) -> None:
     assert report.blows == {"kill": 6, "freeze": 2, "term": 2, "jump": 2}
 
 
-@pytest.mark.parametrize("blow", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("blow", ["SIGKILL", "SIGSTOP", "EIO"])
 def test_a_daemon_struck_at_any_step_leaves_nothing_undone(tmp_path: Path, blow: str) -> None:
     first = random.Random(blow).randint(1, 15)
     steps = ["--first", str(first), "--stride", "15", "--heirs", "1"]

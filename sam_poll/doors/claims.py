@@ -258,9 +258,9 @@ class Claims:
         """One prompt is over; the claim goes on. Its move is the moment that counts."""
         with claim.lock:
             self._leave(claim, prompt, place, suffix)
-            claim.prompts.discard(prompt)
             self._carry_report(claim)
             self._sync(claim, place)
+            claim.prompts.discard(prompt)
 
     def close(self, claim: Claim, place: str, suffix: str) -> None:
         """Everything left in the claim goes to `place`, and the claim is over. OSError: call again."""
@@ -280,6 +280,8 @@ class Claims:
                 claim.hold = ended
             for name in names:
                 self._leave(claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix)
+                claim.prompts.discard(name)
+                claim.picture = None if name == claim.picture else claim.picture
             self._carry_report(claim)
             self._sync(claim, claim.hold.place or place)
             claim.over = True

@@ -52,10 +52,11 @@ def report_name(folder: Path, names: Sequence[str]) -> str | None:
 
 
 def files_of(report: Path) -> list[str]:
-    """The inputs that a report names. Plain names beside it and nothing else: anybody on the share can write one."""
+    """The inputs that a report names. Plain names beside it and nothing else: anybody on the share can write one.
+    OSError: it cannot be read now, which says nothing of what is in it."""
     try:
         listed = json.loads(report.read_bytes()).get("files", [])
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         listed = []
     return [f for f in listed if isinstance(f, str) and f == os.path.basename(f) and f not in ("", ".", "..")]
 

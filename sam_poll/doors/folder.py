@@ -243,8 +243,11 @@ class FolderDoor:
             self._claims.alive(ticket.claim)
             if ticket.suffix is None:
                 ticket.suffix = self._claims.free(ticket.claim, "failed", self._desk.leaving(ticket))
-            names = [with_suffix(Path(name), ticket.suffix).name for name in self._desk.leaving(ticket)]
-            self._claims.write_report(ticket.claim, report(names, job, error))
+            # On a second call what has left already was told before: a further report would be one too many.
+            left = [name for name in self._desk.leaving(ticket) if exists(ticket.claim.path / name)]
+            names = [with_suffix(Path(name), ticket.suffix).name for name in left]
+            if names and ticket.claim.hold.place is None:
+                self._claims.write_report(ticket.claim, report(names, job, error))
             self._desk.end(ticket, "failed", ticket.suffix)
         self._over(ticket)
 
