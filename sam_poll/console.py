@@ -9,8 +9,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -117,12 +116,6 @@ def render_progress(title: str, now: Snapshot, waiting: int, alarms: Sequence[Al
     stages = " · ".join(f"{name} {ms:.0f}" for name, ms in now.stage_ms.items() if name != "total")
     second = Text(f"  {stages} ms a job" if stages else "  waiting for the first job", style="dim")
     return Group(counts, second, *(Text(f"  {alarm_line(alarm)}", style="bold red") for alarm in alarms))
-
-
-@contextmanager
-def no_display() -> Iterator[None]:
-    """Stands where a display would, in a pipe or a container."""
-    yield
 
 
 class Heartbeat:

@@ -35,6 +35,14 @@ def write_whole(path: Path, body: bytes) -> None:
         files.show()
 
 
+def write_synced(path: Path, body: bytes) -> None:
+    """Write a file in place, and flush it to disk."""
+    with path.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class Whole:
     """Several files that appear whole, and all at about the same time: `write` each, then `show` them.
 
@@ -51,10 +59,7 @@ class Whole:
         folder = path.parent if self._folder is None else self._folder
         temporary = folder / f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp"
         self._files.append((temporary, path))
-        with temporary.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, body)
 
     def show(self) -> None:
         """Give the files their names."""

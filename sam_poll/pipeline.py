@@ -222,8 +222,9 @@ class Pipeline:
             remedy = "a smaller picture, or fewer objects at once"
             self._reject(task, InputError("not enough main memory for this job", remedy=remedy))
         except OSError as error:
-            # The surroundings are sick, not the job: it goes back and waits.
-            self._note_unread()
+            # The surroundings are sick, not the job: it goes back and waits. One that has gone was taken over or away.
+            if not isinstance(error, FileNotFoundError):
+                self._note_unread()
             self._give_back(task, partial(self._door.release, task.job, error), error)
         except Exception as error:  # noqa: BLE001  one job's surprise must not end the daemon
             logger.opt(exception=True).error("job {}: unexpected {}", shown(task.job.id), type(error).__name__)
@@ -371,6 +372,8 @@ class Pipeline:
                 return
         except Exception as failure:  # noqa: BLE001  nothing is lost: the inputs are still in work/
             logger.opt(exception=True).critical("job {} cannot be rejected: {}", shown(task.job.id), failure)
+            self._gone(error.code)
+            return
         logger.warning("job {} rejected: {}", shown(task.job.id), shown(error))
         self.stats.rejected(task.job.id, error.code)
         self._slots.release()

@@ -462,3 +462,20 @@ def test_a_dead_device_is_told_by_its_code_in_the_counts() -> None:
         run(MemoryDoor([job("j")]), engine, stats=stats)
     assert stats.now().released == {"device": 1}
     assert stats.now().at_work == 0
+
+
+def test_pictures_that_are_gone_pause_nothing_however_many(tmp_path: Path) -> None:
+    """They were taken over by another daemon, or taken away: neither is a sick share."""
+    door = MemoryDoor([Job(f"j{n}", "", tmp_path / f"j{n}.jpg", ONE) for n in range(10)])
+    done = run(door)
+    assert len(door.troubles) == 10
+    assert not done._is_sick()
+
+
+def test_a_job_that_cannot_be_rejected_is_not_counted_as_rejected() -> None:
+    class Broken(MemoryDoor):
+        def reject(self, job: Job, error: SamPollError) -> None:
+            raise RuntimeError("a bug")
+
+    now = run(Broken([Job("a", "a.jpg", b"no picture", ONE)])).stats.now()
+    assert (now.rejected, now.at_work, sum(now.released.values())) == (0, 0, 1)

@@ -777,3 +777,23 @@ def test_a_prompt_that_another_daemon_takes_while_it_is_read_raises_no_alarm(
     share.drop("gone.json", BOX)
     share.run_once()
     assert not [line for line in logged if "alarm" in line or "cannot be read" in line]
+
+
+def test_a_look_asks_once_for_each_daemons_sign_of_life_however_much_it_holds(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(6):
+        share.pair(f"dog{n}")
+    asked: list[str] = []
+    really = lease.Watch._look
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, events=False)) as holder:
+        jobs = holder.jobs(threading.Event())
+        held = [next(jobs) for _ in range(6)]
+        with FolderDoor(share.layout, Manners(quiet_s=0.0, events=False)) as other:
+            monkeypatch.setattr(lease.Watch, "_look", lambda w, name: asked.append(name) or really(w, name))
+            other._look_at_work(0.0)
+        monkeypatch.undo()
+        for job in held:
+            holder.release(job)
+        jobs.close()
+    assert asked == [holder.worker]

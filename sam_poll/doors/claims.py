@@ -28,7 +28,18 @@ from loguru import logger
 from sam_poll.doors.failures import files_of, report_name
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import LostError
-from sam_poll.fs import TEMP_PREFIX, cut, exists, free_suffix, move_new, rename, shown, sync_folder, with_suffix
+from sam_poll.fs import (
+    TEMP_PREFIX,
+    cut,
+    exists,
+    free_suffix,
+    move_new,
+    rename,
+    shown,
+    sync_folder,
+    with_suffix,
+    write_synced,
+)
 
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
@@ -228,10 +239,7 @@ class Claims:
     def write_report(self, claim: Claim, text: bytes) -> None:
         """Have a report on what goes to `failed` next lie ready."""
         try:
-            with (claim.path / _REPORT).open("wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(claim.path / _REPORT, text)
         except FileNotFoundError:
             self.alive(claim)
             raise

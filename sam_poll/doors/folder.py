@@ -180,12 +180,14 @@ class FolderDoor:
         self._abandoned: list[Found] = []
         self._due = NEVER
         elsewhere: list[Found] = []
+        holders = {f.hold.worker for f in found if f.hold}
+        dead = {worker for worker in holders - {self.worker} if self._lives.dead(worker, now)}
         for claim in (f for f in found if f.hold):
             worker = claim.hold.worker if claim.hold else ""
             if worker == self.worker:
                 if not self._desk.has(claim):
                     self._abandoned.append(claim)
-            elif self._lives.dead(worker, now):
+            elif worker in dead:
                 self._abandoned.append(claim)
             else:
                 elsewhere.append(claim)

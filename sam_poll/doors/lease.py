@@ -173,6 +173,13 @@ def _lock(handle: int, *, exclusive: bool) -> bool:
     return True
 
 
+def _is_held(handle: int, worker: str, here: str) -> bool | None:
+    """Whether the lock of a daemon's file is held; None where only another machine could tell. `here` is our boot."""
+    if here == _NO_LOCKS or not worker.endswith(f"-{here}"):
+        return None
+    return not _lock(handle, exclusive=False)
+
+
 class Watch:
     """What one daemon knows of the others' lives. Used by one thread; `now` is its monotonic clock."""
 
@@ -216,8 +223,7 @@ class Watch:
             return None, None
         try:
             found = os.fstat(handle)
-            here = self._boot != _NO_LOCKS and worker.endswith(f"-{self._boot}")
-            return (found.st_mtime_ns, found.st_ino), (not _lock(handle, exclusive=False)) if here else None
+            return (found.st_mtime_ns, found.st_ino), _is_held(handle, worker, self._boot)
         finally:
             os.close(handle)
 
@@ -239,7 +245,7 @@ def read(worker: str, path: Path, now: float) -> dict[str, Any] | None:
         with path.open("rb") as file:
             beat = max(0.0, now - os.fstat(file.fileno()).st_mtime)
             body = file.read(_MAX_BYTES)
-            locked = _lock(file.fileno(), exclusive=False)
+            held = _is_held(file.fileno(), worker, boot())
     except OSError:
         return None
     try:
@@ -249,5 +255,4 @@ def read(worker: str, path: Path, now: float) -> dict[str, Any] | None:
     said = said if isinstance(said, dict) else {}
     told = said.get("lease_s")
     lease_s = told if isinstance(told, int | float) else 60.0
-    gone = locked and worker.endswith(f"-{boot()}") and boot() != _NO_LOCKS
-    return {**said, "worker": worker, "beat_s": round(beat, 1), "alive": not gone and beat <= lease_s}
+    return {**said, "worker": worker, "beat_s": round(beat, 1), "alive": held is not False and beat <= lease_s}
