@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -346,16 +347,24 @@ class Claims:
         """Remove a name without a claim. If its maker lives after all, it finds the name gone, and makes it anew."""
         self._drop(found.outer, None)
 
-    def listing(self) -> tuple[list[Found], list[str], list[str]]:
-        """All claims of all daemons; files that lie in `work/` outside of any; folders without anything in them."""
+    def listing(self) -> Listing:
+        """What lies in `work/` now."""
         return listing(self._layout.work)
 
 
-def listing(work: Path) -> tuple[list[Found], list[str], list[str]]:
-    """See `Claims.listing`. Paths are relative to `work/`; links are not followed."""
-    claims: list[Found] = []
-    strays: list[str] = []
-    empty: list[str] = []
+class Listing(NamedTuple):
+    """What lies in `work/`: all claims of all daemons; files outside of any; folders without anything in them; and, at
+    the top, the daemons' own files. Paths are relative to `work/`."""
+
+    claims: list[Found]
+    strays: list[str]
+    empty: list[str]
+    ours: list[str]
+
+
+def listing(work: Path) -> Listing:
+    """One walk through `work/`. Links are not followed. OSError."""
+    claims, strays, empty, ours = found = Listing([], [], [], [])
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -373,11 +382,13 @@ def listing(work: Path) -> tuple[list[Found], list[str], list[str]]:
             if not entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith("."):
                     strays.append(path)
+                elif not folder and entry.name.startswith(TEMP_PREFIX):
+                    ours.append(path)
             elif entry.name.startswith("."):
                 claims.extend(_claims_in(folder, Path(entry.path)))
             else:
                 pending.append(path)
-    return claims, strays, empty
+    return found
 
 
 def _claims_in(folder: str, outer: Path) -> Iterator[Found]:

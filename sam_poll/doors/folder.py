@@ -91,7 +91,7 @@ class FolderDoor:
         self._open.close()
         with suppress(OSError):
             # Of what is still claimed others must be able to see whose it is, and that we are gone.
-            if not any(found.hold and found.hold.worker == self.worker for found in self._claims.listing()[0]):
+            if not any(found.hold and found.hold.worker == self.worker for found in self._claims.listing().claims):
                 self._life.remove()
 
     @property
@@ -176,7 +176,8 @@ class FolderDoor:
 
     def _look_at_work(self, now: float) -> set[str]:
         """Look who works on what; returns the pictures that other daemons work on, and keeps what nobody does."""
-        found, strays, empty = self._claims.listing()
+        listing = self._claims.listing()
+        found = listing.claims
         self._abandoned: list[Found] = []
         self._due = NEVER
         elsewhere: list[Found] = []
@@ -193,9 +194,9 @@ class FolderDoor:
                 elsewhere.append(claim)
                 if not self.manners.once or self._lives.unsure(worker):  # what others do, they may drain themselves
                     self._due = min(self._due, self._lives.expires(worker))
-        self.orphans = len(self._abandoned) + len(strays)
-        self._janitor.tidy(found, strays, empty, now)
-        if strays:
+        self.orphans = len(self._abandoned) + len(listing.strays)
+        self._janitor.tidy(listing, now)
+        if listing.strays:
             self._wake.set()
         # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
         return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}

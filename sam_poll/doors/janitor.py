@@ -11,9 +11,9 @@ import os
 from loguru import logger
 
 from sam_poll.doors import lease
-from sam_poll.doors.claims import Claims, Found
+from sam_poll.doors.claims import Claims, Listing
 from sam_poll.doors.layout import Layout
-from sam_poll.fs import TEMP_PREFIX, free_suffix, move_new, with_suffix
+from sam_poll.fs import free_suffix, move_new, with_suffix
 
 
 class Janitor:
@@ -23,25 +23,27 @@ class Janitor:
         self._layout, self._claims, self._lives, self._lease_s = layout, claims, lives, lease_s
         self._since: dict[str, float] = {}
 
-    def tidy(self, found: list[Found], strays: list[str], empty: list[str], now: float) -> None:
+    def tidy(self, listing: Listing, now: float) -> None:
         """Sweep, given a listing of `work/`. OSError."""
-        if strays:
-            put_back(self._layout, strays)
-        for bare in (f for f in found if f.hold is None):
+        if listing.strays:
+            put_back(self._layout, listing.strays)
+        for bare in (f for f in listing.claims if f.hold is None):
             self._claims.drop_name(bare)
-        halves = [p.name for p in self._layout.work.glob(f"{TEMP_PREFIX}*.tmp")]  # of workers' files and the sentinel
-        self._since = {path: self._since.get(path, now) for path in (*empty, *halves)}
+        halves = [name for name in listing.ours if name.endswith(".tmp")]  # of workers' files and the sentinel
+        self._since = {path: self._since.get(path, now) for path in (*listing.empty, *halves)}
         for path in [path for path, since in self._since.items() if now - since > self._lease_s]:
             with contextlib.suppress(OSError):
                 (self._layout.work / path).unlink() if path in halves else (self._layout.work / path).rmdir()
-        self._forget_the_dead({f.hold.worker for f in found if f.hold}, now)
+        self._forget_the_dead(listing, now)
 
-    def _forget_the_dead(self, holders: set[str], now: float) -> None:
-        known = {worker: path for worker, path in lease.workers(self._layout.work) if worker != self._claims.worker}
-        for worker, path in known.items():
+    def _forget_the_dead(self, listing: Listing, now: float) -> None:
+        holders = {f.hold.worker for f in listing.claims if f.hold}
+        known = {worker: name for name in listing.ours if (worker := lease.worker_of(name))}
+        known.pop(self._claims.worker, None)
+        for worker, name in known.items():
             if worker not in holders and self._lives.dead(worker, now):
                 with contextlib.suppress(OSError):  # another daemon's janitor was quicker, or it is none of ours
-                    path.unlink()
+                    (self._layout.work / name).unlink()
         self._lives.forget_all_but({*known, *holders})
 
 

@@ -232,8 +232,14 @@ def workers(folder: Path) -> Iterator[tuple[str, Path]]:
     """All daemons' files in `work/`: name and path."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(PREFIX) and entry.name.endswith(ENDING):
-                yield entry.name[len(PREFIX) : -len(ENDING)], Path(entry.path)
+            worker = worker_of(entry.name)
+            if worker:
+                yield worker, Path(entry.path)
+
+
+def worker_of(name: str) -> str | None:
+    """Whose sign of life a file is by its name; None where it is none."""
+    return name[len(PREFIX) : -len(ENDING)] if name.startswith(PREFIX) and name.endswith(ENDING) else None
 
 
 def read(worker: str, path: Path, now: float) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
 def _in_claims(work: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The files of all claims, by their paths below `in/`, and what lies beside the claims."""
     yield from walk(work)
-    for claim in listing(work)[0]:
+    for claim in listing(work).claims:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it has just ended
             yield from ((f"{claim.folder}/{path}", entry) for path, entry in walk(claim.path) if claim.hold)
 
