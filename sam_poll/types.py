@@ -9,7 +9,7 @@ write into it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -254,6 +254,10 @@ class Engine(Protocol):
     def prepare(self, picture: Picture) -> Prepared: ...
     def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]: ...
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]: ...
+    def relieve_by(self, let_go: Callable[[], bool]) -> None:
+        """Register what gives up memory that is only held to be faster (kept embeddings) and returns whether there was
+        any. It is called on the device thread when memory runs out, before anything is stepped down."""
+        ...
 
 
 class Format(Protocol):

@@ -43,6 +43,7 @@ class AdaptiveEngine:
         self.engine = engine
         self.plan = plan
         self.ooms = 0
+        self._let_go: Callable[[], bool] = lambda: False
         if not self._apply(plan.step):
             self._step_down("encode", "the model itself")
 
@@ -63,6 +64,9 @@ class AdaptiveEngine:
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
         return self._call("decode", lambda: self.engine.decode(embedding, prompts))
 
+    def relieve_by(self, let_go: Callable[[], bool]) -> None:
+        self._let_go = let_go
+
     def _call(self, call: Call, run: Callable[[], T]) -> T:
         while True:
             try:
@@ -73,7 +77,11 @@ class AdaptiveEngine:
                 self._succeeded()
                 return result
             # Out of the except block, so that the traceback no longer keeps the failed call's tensors alive.
-            self._step_down(call, reason)
+            if self._let_go():
+                logger.info("out of memory in {}: kept embeddings are given up, and it is tried again", call)
+                self.engine.free()
+            else:
+                self._step_down(call, reason)
 
     def _memory_reason(self, error: Exception) -> str:
         """The first line of an out-of-memory error, which is counted; raises whatever is not one."""

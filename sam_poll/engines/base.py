@@ -161,6 +161,9 @@ class TorchEngine:
                 found.update(zip(chunk, self._decode_chunk(features, batch, ambiguous), strict=True))
         return [found[index] for index in range(len(prompts))]
 
+    def relieve_by(self, let_go: Callable[[], bool]) -> None:
+        """Out of memory is answered around it, by `AdaptiveEngine`."""
+
     # ── adaptive.Steppable ──
 
     def apply(self, step: Step) -> None:
