@@ -222,8 +222,8 @@ class Document:
 
 
 class Door(Protocol):
-    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, `defer`, from any
-    thread.
+    """Where jobs come from and answers go. Each job gets one of `deliver`, `reject`, `release`, `defer`, `abandon`,
+    from any thread.
 
     `jobs` claims a job when it is asked for the next one, and ends when `stop` is set or no job can come any more.
     Closing it gives back what it has claimed and not handed out.
@@ -232,6 +232,7 @@ class Door(Protocol):
     `release` gives the job back, as if it had not been claimed; with `trouble` reading it, not to be offered at once.
     `defer` gives it back because its picture is not complete, or not the one meant; the door offers it again when the
     picture has changed, and rejects it with `error` when it has not for a while.
+    `abandon`: the process that worked on it has ended, maybe because of it; it is offered again, as a further attempt.
     """
 
     def jobs(self, stop: Event) -> Generator[Job, None, None]: ...
@@ -239,6 +240,7 @@ class Door(Protocol):
     def reject(self, job: Job, error: SamPollError) -> None: ...
     def release(self, job: Job, trouble: OSError | None = None) -> None: ...
     def defer(self, job: Job, error: SamPollError) -> None: ...
+    def abandon(self, job: Job) -> None: ...
 
 
 class Engine(Protocol):

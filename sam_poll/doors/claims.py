@@ -182,18 +182,19 @@ class Claims:
             claim.prompts.add(name)
             return True
 
-    def take_over(self, found: Found) -> Claim | None:
+    def take_over(self, found: Found, *, ended: bool = False) -> Claim | None:
         """Make a dead daemon's claim ours, and drop what it was writing. None: somebody else was quicker.
 
         The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
-        Nothing is counted where the claim was our own: it was given up because the share was sick.
+        Nothing is counted where the claim was our own: it was given up because the share was sick. Unless it has
+        `ended` a process of ours.
         """
         hold = found.hold
         if hold is None:
             return None
         try:
             left = len(self._prompts_in(found.path))
-            attempt = 1 if left < hold.prompts else hold.attempt + (hold.worker != self.worker)
+            attempt = 1 if left < hold.prompts else hold.attempt + (ended or hold.worker != self.worker)
             prompts = left or hold.prompts  # none left does not make it a picture that came without any
             mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=prompts)
             rename(found.path, found.outer / str(mine))

@@ -57,6 +57,7 @@ class Desk:
         self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
         self._lock = threading.Lock()
         self._claimed: dict[Path, Claim] = {}
+        self._ended: set[Path] = set()
         self.recovered = 0
 
     @property
@@ -187,6 +188,7 @@ class Desk:
         over."""
         with self._lock:
             self._claimed[claim.outer] = claim
+            self._ended.discard(claim.outer)
         try:
             yield
         except OSError:
@@ -197,7 +199,7 @@ class Desk:
 
     def resume(self, found: Found) -> list[Job]:
         """Take a claim over and go on where it was left; no jobs if it only had to be finished. OSError."""
-        claim = self._claims.take_over(found)
+        claim = self._claims.take_over(found, ended=found.outer in self._ended)
         if claim is None:
             return []
         hold = claim.hold
@@ -349,6 +351,13 @@ class Desk:
         answered = claim.answered and claim.picture is not None
         self._claims.close(claim, "done" if answered else place, claim.suffix if answered else suffix)
         self.forget(claim)
+
+    def abandon(self, claim: Claim) -> None:
+        """A process of ours has ended while it worked on it: the next scan takes it over, as a further attempt."""
+        with self._lock:
+            if self._claimed.get(claim.outer) is claim:
+                self._ended.add(claim.outer)
+                del self._claimed[claim.outer]
 
     def forget(self, claim: Claim) -> None:
         """It is over, or not ours any more."""

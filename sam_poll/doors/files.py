@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from sam_poll.errors import SamPollError, ShareError
+from sam_poll.errors import InputError, SamPollError, ShareError
 from sam_poll.fs import write_whole
 from sam_poll.types import Document, Job
 
@@ -49,6 +49,10 @@ class FilesDoor:
 
     def release(self, job: Job, trouble: OSError | None = None) -> None:
         """Nothing to put back."""
+
+    def abandon(self, job: Job) -> None:
+        """Nobody tries again here."""
+        self.reject(job, InputError("the process that worked on it has ended", remedy="look at the log"))
 
     def defer(self, job: Job, error: SamPollError) -> None:
         """Nobody is going to change the picture meanwhile."""

@@ -278,6 +278,13 @@ class FolderDoor:
         self._alarms.raise_("read", f"pictures cannot be read ({trouble.strerror}); they are tried again and again")
         return seconds
 
+    def abandon(self, job: Job) -> None:
+        """The process that worked on it has ended: it is run again, which counts as an attempt."""
+        ticket: Ticket = job.origin
+        self._wake.set()  # before and after: a scan with `once` must not end between the two
+        self._desk.abandon(ticket.claim)
+        self._wake.set()
+
     def defer(self, job: Job, error: SamPollError) -> None:
         """Put a job back whose picture is not complete, or not the one meant. As `release`."""
         ticket: Ticket = job.origin
