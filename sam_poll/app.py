@@ -96,6 +96,7 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
         decode_threads=threads if p.decode_threads == "auto" else p.decode_threads,
         finish_threads=threads if p.finish_threads == "auto" else p.finish_threads,
         queue=p.queue,
+        batch_wait_s=p.batch_wait_ms / 1000,
         cache_mib=p.cache_mib,
         max_pixels=int(settings.limits.picture_mpx * 1_000_000),
         cover=min(_OVERLAY_COVER, settings.overlay.max_side) if "overlay" in settings.formats else 0,

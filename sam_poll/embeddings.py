@@ -1,6 +1,6 @@
 """The last pictures' embeddings, by content: ten prompts for one picture cost one encoding. Device thread only.
 
-What can still go wrong here: they lie on the device and are not given up when its memory runs out.
+What can still go wrong here: they lie on the device, where they take room until it runs out (`let_go`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Embeddings:
         while self._bytes > self._limit and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
-    def clear(self) -> None:
-        """Forget all."""
+    def let_go(self) -> bool:
+        """Forget all. False: there was nothing to forget."""
+        held = bool(self._kept)
         self._kept.clear()
         self._bytes = 0
+        return held

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,18 +31,13 @@ from sam_poll.embeddings import Embeddings
 from sam_poll.errors import DeviceError, InputError, LostError, PictureError, SamPollError, UnfinishedError
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
+from sam_poll.tasks import Task, log_answer, timed
 from sam_poll.types import (
     Door,
     Engine,
     Everything,
     Format,
-    Job,
-    Logits,
     Mask,
-    ModelInfo,
-    Picture,
-    Prepared,
-    Prompt,
     Result,
 )
 
@@ -62,24 +57,11 @@ class Sizes:
     decode_threads: int = 2
     finish_threads: int = 2
     queue: int = 4
+    batch_wait_s: float = 0.005  # how long the device may wait for pictures that are being decoded
     cache_mib: int = 512
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     cover: int = 0  # decode pictures at a scale whose sides have at least this, even if the network wants less
     drain_s: float = 30.0
-
-
-@dataclass(eq=False)
-class _Task:
-    job: Job
-    prompts: tuple[Prompt, ...] = ()
-    picture: Picture | None = None
-    prepared: Prepared | None = None
-    logits: list[Logits] = field(default_factory=list)
-    info: ModelInfo | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-    left: bool = False  # on the device when it failed
-    refused: bool = False  # it is to be rejected
 
 
 class Pipeline:
@@ -101,12 +83,13 @@ class Pipeline:
         self._engine, self._formats, self._on_result = engine, list(formats), on_result
         self._sizes, self.stats = sizes or Sizes(), stats or Stats()
         self._embeddings = Embeddings(self._sizes.cache_mib << 20)
-        self._device_queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        engine.relieve_by(self._embeddings.let_go)
+        self._device_queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._fatal: DeviceError | None = None
         self._hurry = threading.Event()
         self._lock = threading.Lock()
-        self._unwritten: set[_Task] = set()
-        self._unread = 0
+        self._unwritten: set[Task] = set()
+        self._unread = self._coming = 0
         self._not_before = 0.0
 
     def run(self, door: Door, stop: threading.Event) -> None:
@@ -154,16 +137,17 @@ class Pipeline:
                     self._slots.release()
                     return
                 self.stats.took()
-                task = _Task(job)
+                task = Task(job)
                 if job.attempt > 1:
                     self._alone(task, ending)
                 else:
-                    self._decoders.submit(self._guarded, self._decode, task)
+                    self._count_coming(1)
+                    self._decoders.submit(self._decode_next, task)
 
     def _is_sick(self) -> bool:
         return bool(self._unwritten) or time.monotonic() < self._not_before
 
-    def _alone(self, task: _Task, ending: _Either) -> None:
+    def _alone(self, task: Task, ending: _Either) -> None:
         """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
         other job is blamed for it."""
         others = 0
@@ -192,7 +176,7 @@ class Pipeline:
 
     # ── stages; each hands on to the next, or ends the task ──
 
-    def _guarded(self, stage: Callable[[_Task], None], task: _Task) -> None:
+    def _guarded(self, stage: Callable[[Task], None], task: Task) -> None:
         """Run a stage; whatever goes wrong with this job ends this job only."""
         if task.left:
             return
@@ -206,7 +190,7 @@ class Pipeline:
         except Exception:  # noqa: BLE001  a thread of the pools must not end with it
             logger.exception("job {}: an error while another was handled", shown(job.id))
 
-    def _run_stage(self, stage: Callable[[_Task], None], task: _Task) -> None:
+    def _run_stage(self, stage: Callable[[Task], None], task: Task) -> None:
         try:
             stage(task)
         except LostError as error:
@@ -231,7 +215,17 @@ class Pipeline:
             reason = f"unexpected {type(error).__name__}: {error}"
             self._reject(task, InputError(reason, remedy="please report this with the log"))
 
-    def _decode(self, task: _Task) -> None:
+    def _decode_next(self, task: Task) -> None:
+        try:
+            self._guarded(self._decode, task)
+        finally:
+            self._count_coming(-1)
+
+    def _count_coming(self, change: int) -> None:
+        with self._lock:
+            self._coming += change
+
+    def _decode(self, task: Task) -> None:
         job = task.job
         if job.fault:
             raise job.fault
@@ -241,7 +235,7 @@ class Pipeline:
                 place="everything",
                 remedy="give points or boxes",
             )
-        with _timed(task, "decode"):
+        with timed(task, "decode"):
             data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
             self._unread = 0
             bytesof.check(job, data)
@@ -268,26 +262,37 @@ class Pipeline:
                 continue
             if first is None:
                 break
-            batch, more = [first], True
-            while more and len(batch) < self._engine.batch:
-                try:
-                    task = self._device_queue.get_nowait()
-                except queue.Empty:
-                    break
-                if task is None:
-                    self._device_queue.put(None)
-                    more = False
-                else:
-                    batch.append(task)
+            batch = self._batch(first)
             self._encode(batch)
             for task in batch:
                 self._device_pulse.beat()
                 self._guarded(self._predict, task)
-        self._embeddings.clear()
+        self._embeddings.let_go()
 
-    def _encode(self, batch: list[_Task]) -> None:
+    def _batch(self, first: Task) -> list[Task]:
+        """What is ready, up to the engine's batch; waits for more only while some is being decoded, and not long."""
+        batch, deadline = [first], time.monotonic() + self._sizes.batch_wait_s
+        while len(batch) < self._engine.batch:
+            left = deadline - time.monotonic()
+            try:
+                task = (
+                    self._device_queue.get(timeout=left)
+                    if self._coming and left > 0
+                    else self._device_queue.get_nowait()
+                )
+            except queue.Empty:
+                break
+            if task is None:
+                self._device_queue.put(None)
+                break
+            batch.append(task)
+        return batch
+
+    def _encode(self, batch: list[Task]) -> None:
         """Encode what is not known yet, together. A failure here shows again, job by job, in `_predict`."""
-        fresh = {self._key(t): t for t in batch if t.prepared and self._embeddings.get(self._key(t)) is None}
+        for task in batch:
+            task.embedding = self._embeddings.get(self._key(task))
+        fresh = {self._key(task): task for task in batch if task.embedding is None}
         if len(fresh) < 2 or self._hurry.is_set() or self._fatal:
             return
         started = time.monotonic()
@@ -299,32 +304,35 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001  each job is tried alone next
             logger.debug("a batch of {} failed ({}); its pictures are tried one by one", len(fresh), error)
             return
-        for (key, task), embedding in zip(fresh.items(), made, strict=True):
+        known = dict(zip(fresh, made, strict=True))
+        for key, embedding in known.items():
             self._embeddings.put(key, embedding)
-            task.timings["encode"] = (time.monotonic() - started) * 1000 / len(fresh)
+            fresh[key].timings["encode"] = (time.monotonic() - started) * 1000 / len(fresh)
+        for task in batch:  # held by its task, too: a small cache may have dropped it again by its turn
+            task.embedding = task.embedding or known[self._key(task)]
 
-    def _predict(self, task: _Task) -> None:
+    def _predict(self, task: Task) -> None:
         assert task.prepared is not None
         try:
             key = self._key(task)
-            embedding = self._embeddings.get(key)
+            embedding = task.embedding or self._embeddings.get(key)
             if embedding is None:
-                with _timed(task, "encode"):
+                with timed(task, "encode"):
                     (embedding,) = self._engine.encode([task.prepared])
                 self._embeddings.put(key, embedding)
-            with _timed(task, "predict"):
+            with timed(task, "predict"):
                 task.logits = self._engine.decode(embedding, task.prompts)
             task.info = self._engine.info
         except DeviceError as error:
             self._fail(error, [task])
             return
-        task.prepared = None
+        task.prepared = task.embedding = None
         self._finishers.submit(self._guarded, self._finish, task)
 
-    def _finish(self, task: _Task) -> None:
+    def _finish(self, task: Task) -> None:
         assert task.picture is not None
         assert task.info is not None
-        with _timed(task, "masks"):
+        with timed(task, "masks"):
             masks: list[Mask] = [
                 geometry.mask_of(logits, prompt.label) for logits, prompt in zip(task.logits, task.prompts, strict=True)
             ]
@@ -339,15 +347,15 @@ class Pipeline:
             timings=task.timings,
             notes=task.picture.notes + tuple(n for p in task.prompts for n in p.notes),
         )
-        with _timed(task, "formats"):
+        with timed(task, "formats"):
             documents = [document for make in self._formats for document in make(result)]
-        with _timed(task, "deliver"):
+        with timed(task, "deliver"):
             delivered = self._persist(lambda: self._door.deliver(task.job, documents), task)
         if not delivered:
             return
         task.timings["total"] = (time.monotonic() - task.started) * 1000
         self.stats.answered(task.job.id, len(masks), task.timings)
-        _log_answer(result)
+        log_answer(result)
         if self._on_result:
             try:
                 self._on_result(result)
@@ -355,7 +363,7 @@ class Pipeline:
                 logger.exception("the result's listener failed")
         self._slots.release()
 
-    def _fail(self, error: DeviceError, tasks: list[_Task]) -> None:
+    def _fail(self, error: DeviceError, tasks: list[Task]) -> None:
         """The device is gone. The jobs that were on it stay claimed: each may be the reason, so this run counts."""
         logger.critical("{}", error)
         self._fatal = error
@@ -365,7 +373,7 @@ class Pipeline:
 
     # ── ends ──
 
-    def _reject(self, task: _Task, error: SamPollError) -> None:
+    def _reject(self, task: Task, error: SamPollError) -> None:
         task.refused = True  # if that cannot be written either, it must wait
         try:
             if not self._persist(lambda: self._door.reject(task.job, error), task):
@@ -378,10 +386,10 @@ class Pipeline:
         self.stats.rejected(task.job.id, error.code)
         self._slots.release()
 
-    def _release(self, task: _Task) -> None:
+    def _release(self, task: Task) -> None:
         self._give_back(task, partial(self._door.release, task.job), None)
 
-    def _give_back(self, task: _Task, give: Callable[[], None], why: Exception | None) -> None:
+    def _give_back(self, task: Task, give: Callable[[], None], why: Exception | None) -> None:
         name = shown(task.job.id)
         try:
             give()
@@ -393,7 +401,7 @@ class Pipeline:
             logger.warning("job {} stays in work/, to be taken over: {}", name, error)
         self._gone(getattr(why, "code", ""))
 
-    def _lost(self, task: _Task, error: LostError) -> None:
+    def _lost(self, task: Task, error: LostError) -> None:
         logger.warning("job {}: {}", shown(task.job.id), error)
         self._gone(error.code)
 
@@ -408,7 +416,7 @@ class Pipeline:
             pause = min(_SICK_S * 2 ** (self._unread - _SICK_READS), _LONGEST_SICK_S)
             self._not_before = time.monotonic() + pause
 
-    def _persist(self, act: Callable[[], None], task: _Task) -> bool:
+    def _persist(self, act: Callable[[], None], task: Task) -> bool:
         """Deliver or reject, again and again while the surroundings are sick. False: the job is over another way."""
         pause = 0.5
         try:
@@ -435,7 +443,7 @@ class Pipeline:
         finally:
             self._note_written(task)
 
-    def _note_unwritten(self, task: _Task, error: OSError) -> None:
+    def _note_unwritten(self, task: Task, error: OSError) -> None:
         with self._lock:
             self._unwritten.add(task)
             waiting = len(self._unwritten)
@@ -445,14 +453,14 @@ class Pipeline:
         )
         logger.debug("job {} cannot be put away ({}); {} wait", shown(task.job.id), error, waiting)
 
-    def _note_written(self, task: _Task) -> None:
+    def _note_written(self, task: Task) -> None:
         with self._lock:
             self._unwritten.discard(task)
             over = not self._unwritten
         if over:
             self._alarms.clear("output")
 
-    def _key(self, task: _Task) -> tuple[str, int]:
+    def _key(self, task: Task) -> tuple[str, int]:
         assert task.prepared is not None
         return task.prepared.digest, task.prepared.frame.side
 
@@ -468,23 +476,3 @@ class _Either:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._stop.wait(timeout) or self._also()
-
-
-class _timed:  # noqa: N801  reads as a word in a `with`
-    def __init__(self, task: _Task, stage: str) -> None:
-        self._task, self._stage = task, stage
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        self._task.timings[self._stage] = (time.monotonic() - self._started) * 1000
-
-
-def _log_answer(result: Result) -> None:
-    ms = " ".join(f"{stage} {value:.0f}" for stage, value in result.timings.items())
-    scores = " ".join(f"{shown(m.label)}={m.score:.2f}" for m in result.masks[:5])
-    more = f" … {len(result.masks)} objects" if len(result.masks) > 5 else ""
-    logger.info("job {} done: {}{} ({} ms)", shown(result.job_id), scores, more, ms)
-    for note in result.notes:
-        logger.info("job {}: {}", shown(result.job_id), shown(note))

@@ -79,6 +79,21 @@ def once_each(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def auto_alone(value: object) -> object:
+    return ("auto",) if value == "auto" else value
+
+
+def each_card_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    # Several processes on one card would take its memory from each other; on the CPU they only share the cores.
+    cards = tuple(value for value in values if value != "cpu")
+    if "auto" in values and len(values) > 1:
+        raise refuse("`auto` is not one of several", "devices: auto, without a list, takes every card")
+    if "cuda" in values and len(cards) > 1:
+        raise refuse("`cuda` is not one of several", "number the cards: [cuda:0, cuda:1]")
+    once_each(cards)
+    return values
+
+
 Auto: TypeAlias = Literal["auto"]
 Folder: TypeAlias = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(_expand)]
 File: TypeAlias = Folder

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sam_poll import prompts
 from sam_poll.complaints import Complaint, Loc, complaints, nearest, place, quoted, refuse
@@ -35,6 +35,8 @@ from sam_poll.setting_kinds import (
     NotNegative,
     Positive,
     Threads,
+    auto_alone,
+    each_card_once,
     once_each,
 )
 from sam_poll.yaml_lines import NotYaml, read_yaml, scalar
@@ -111,6 +113,7 @@ class Pipeline(_Group):
     finish_threads: Threads | Auto = Field(default="auto", description="threads that draw contours and write")
     queue: Count = Field(default=4, description="jobs that may wait between two stages")
     batch: Count | Auto = Field(default="auto", description="pictures encoded at once, at most")
+    batch_wait_ms: NotNegative = Field(default=5.0, description="longest wait for a batch to fill, milliseconds")
     cache_mib: Annotated[int, Field(ge=0)] = Field(
         default=512, description="memory for embeddings of pictures seen, MiB"
     )
@@ -150,12 +153,13 @@ class Settings(_Group):
     )
     model_cfg: Name | None = Field(default=None, description="the model's yaml, where the name does not tell it")
     device: Device = Field(default="auto", description="device that runs the network")
-    devices: Annotated[tuple[Device, ...], Field(strict=False), AfterValidator(once_each)] = Field(
-        default=(), description="several devices, instead of `device`"
-    )
+    devices: Annotated[
+        tuple[Device, ...], BeforeValidator(auto_alone), Field(strict=False), AfterValidator(each_card_once)
+    ] = Field(default=(), description="several devices, a process each, instead of `device`; auto: every card")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="the network's numbers"
     )
+    compile: bool = Field(default=False, description="compile the network at the start, for speed")
     formats: Annotated[tuple[FormatName, ...], Field(strict=False, min_length=1), AfterValidator(once_each)] = Field(
         default=("mask", "opex"), description="output formats"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ChangedError, DeviceError, InputError, LostError, SamPollError, UnfinishedError
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.stats import Pulse, Stats
-from sam_poll.types import Box, Document, Embedding, Job, Point, Prepared, Prompt, Result
+from sam_poll.types import Box, Document, Embedding, Job, Picture, Point, Prepared, Prompt, Result
 from tests.conftest import picture_bytes, wait_until
 
 ONE = (Prompt("dog", box=Box(5, 5, 40, 40)),)
@@ -235,6 +236,82 @@ def test_a_listener_that_fails_does_not_undo_the_answer() -> None:
     door = MemoryDoor([job("j")])
     assert run(door, on_result=listen).stats.now().answered == 1
     assert list(door.delivered) == ["j"]
+
+
+# ── batches ──
+
+
+class Held(FakeEngine):
+    """Remembers how many pictures each encode had; `ready` says when a picture (by its turn) may be prepared."""
+
+    def __init__(self, ready: Callable[[int], bool], **more: Any) -> None:
+        super().__init__(**more)
+        self.ready, self.prepared = ready, 0
+        self.batches: list[int] = []
+
+    def prepare(self, picture: Picture) -> Prepared:
+        self.prepared += 1
+        wait_until(partial(self.ready, self.prepared))
+        return super().prepare(picture)
+
+    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+        self.batches.append(len(pictures))
+        return super().encode(pictures)
+
+
+def test_the_device_waits_for_pictures_that_are_being_decoded() -> None:
+    door = MemoryDoor([job(f"j{n}", n) for n in range(4)])
+    engine = Held(lambda turn: door.handed == 4, batch=4)
+    run(door, engine, decode_threads=1, batch_wait_s=60.0)
+    assert engine.batches == [4]
+
+
+def test_but_not_longer_than_it_may() -> None:
+    door = MemoryDoor([job(f"j{n}", n) for n in range(2)])
+    engine = Held(lambda turn: turn == 1 or "j0" in door.delivered, batch=4)
+    run(door, engine, decode_threads=2, batch_wait_s=0.01)
+    assert engine.batches == [1, 1]
+
+
+def test_and_not_at_all_for_pictures_that_nobody_decodes() -> None:
+    door = MemoryDoor([job("j")])
+    run(door, FakeEngine(batch=4), batch_wait_s=3600.0)
+    assert list(door.delivered) == ["j"]
+
+
+def test_a_cache_smaller_than_a_batch_costs_no_second_encoding() -> None:
+    door = MemoryDoor([job(f"j{n}", n) for n in range(4)])
+    engine = Held(lambda turn: door.handed == 4, batch=4)
+    run(door, engine, decode_threads=1, batch_wait_s=60.0, cache_mib=0)
+    assert len(engine.encoded) == 4
+
+
+def test_prompts_for_one_picture_in_one_batch_encode_it_once() -> None:
+    door = MemoryDoor([job(f"j{n}", n // 3) for n in range(6)])
+    engine = Held(lambda turn: door.handed == 6, batch=6)
+    run(door, engine, decode_threads=1, batch_wait_s=60.0)
+    assert engine.batches == [2]
+
+
+def test_an_engine_short_of_memory_takes_the_kept_embeddings_back() -> None:
+    class Short(FakeEngine):
+        let_go: Callable[[], bool]
+        given: list[bool]
+
+        def relieve_by(self, let_go: Callable[[], bool]) -> None:
+            self.let_go, self.given = let_go, []
+
+        def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+            if self.encoded:
+                self.given += [self.let_go(), self.let_go()]
+            return super().encode(pictures)
+
+    door = MemoryDoor([job("first", 1), job("second", 2), job("first again", 1)])
+    engine = Short(batch=1)
+    run(door, engine, decode_threads=1)
+    assert len(door.delivered) == 3
+    assert engine.given == [True, False, True, False]
+    assert len(engine.encoded) == 3
 
 
 # ── suspects ──

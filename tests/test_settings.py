@@ -177,6 +177,22 @@ def test_a_device_of_a_stronger_source_replaces_the_devices_of_a_weaker_one(conf
     assert (made.device, made.devices) == ("auto", ("cuda:0", "cuda:1"))
 
 
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("devices: auto", ("auto",)),
+        ("devices: [auto]", ("auto",)),
+        ("devices: [cpu, cpu]", ("cpu", "cpu")),
+        ("devices: [cuda:1, cpu]", ("cuda:1", "cpu")),
+    ],
+)
+def test_devices_may_be_all_cards_or_a_list_in_which_the_cpu_may_come_twice(
+    config: Any, text: str, devices: tuple[str, ...]
+) -> None:
+    assert load(config(text), env={}).devices == devices
+    assert load(None, env={"SAM_POLL_DEVICES": ",".join(devices)}).devices == devices
+
+
 def test_device_and_devices_in_one_source_are_refused(config: Any) -> None:
     assert "both given" in refusal(config("device: cpu\ndevices: [cuda:0]")).reason
 
@@ -220,6 +236,11 @@ def test_device_and_devices_in_one_source_are_refused(config: Any) -> None:
         ("formats: [mask, mask]", 1, "formats", "names mask twice"),
         ("device: gpu", 1, "device", "not a device"),
         ("devices: [cuda:0, tpu]", 1, "devices[1]", "not a device"),
+        ("devices: [cuda:0, cuda:0]", 1, "devices", "names cuda:0 twice"),
+        ("devices: [cuda, cuda:1]", 1, "devices", "number the cards"),
+        ("devices: [auto, cpu]", 1, "devices", "is not one of several"),
+        ("pipeline: {batch_wait_ms: -1}", 1, "pipeline.batch_wait_ms", "must be at least 0"),
+        ("compile: 1", 1, "compile", "not true or false"),
         ("lease_s: 1.5", 1, "lease_s", "must be at least 2"),
         ("lease_s:", 1, "lease_s", "not a number: it is null"),
         ("attempts: 0", 1, "attempts", "must be at least 1"),

@@ -1,0 +1,55 @@
+"""A job on its way through the stages of the pipeline.
+
+What can still go wrong here: a task holds its picture and its embedding until the stage that needs them is over; how
+many tasks there are at once is the pipeline's business.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from loguru import logger
+
+from sam_poll.fs import shown
+from sam_poll.types import Embedding, Job, Logits, ModelInfo, Picture, Prepared, Prompt, Result
+
+
+@dataclass(eq=False)
+class Task:
+    """What has become of a job so far. Each stage fills in its part, and drops what the next ones do not need."""
+
+    job: Job
+    prompts: tuple[Prompt, ...] = ()
+    picture: Picture | None = None
+    prepared: Prepared | None = None
+    embedding: Embedding | None = None
+    logits: list[Logits] = field(default_factory=list)
+    info: ModelInfo | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    left: bool = False  # on the device when it failed
+    refused: bool = False  # it is to be rejected
+
+
+class timed:  # noqa: N801  reads as a word in a `with`
+    """Notes how many milliseconds a stage of a task took."""
+
+    def __init__(self, task: Task, stage: str) -> None:
+        self._task, self._stage = task, stage
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self._task.timings[self._stage] = (time.monotonic() - self._started) * 1000
+
+
+def log_answer(result: Result) -> None:
+    """One line for each answered job, and one for each of its notes."""
+    ms = " ".join(f"{stage} {value:.0f}" for stage, value in result.timings.items())
+    scores = " ".join(f"{shown(m.label)}={m.score:.2f}" for m in result.masks[:5])
+    more = f" … {len(result.masks)} objects" if len(result.masks) > 5 else ""
+    logger.info("job {} done: {}{} ({} ms)", shown(result.job_id), scores, more, ms)
+    for note in result.notes:
+        logger.info("job {}: {}", shown(result.job_id), shown(note))
