@@ -7,6 +7,7 @@ fast resize included, by the final masks at full size, which may differ in 0.2 %
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -202,8 +203,13 @@ def small_sam1(side: int) -> Sam:
 
 @pytest.fixture(scope="module", params=[256, 400])
 def sam1_pair(request: pytest.FixtureRequest) -> tuple[Sam1Engine, SamPredictor]:
-    engine = Sam1Engine(small_sam1(request.param))
-    return engine, SamPredictor(engine.model)
+    return sam1_pair_of(small_sam1(request.param))
+
+
+def sam1_pair_of(model: Sam) -> tuple[Sam1Engine, SamPredictor]:
+    """Both on the same weights; the official one on a copy, because the engine changes how attention is computed."""
+    predictor = SamPredictor(copy.deepcopy(model))
+    return Sam1Engine(model), predictor
 
 
 def official_square(predictor: SamPredictor, pixels: np.ndarray) -> torch.Tensor:
@@ -226,7 +232,7 @@ def test_sam1_vit_b_at_full_size_gives_the_official_logits_and_masks() -> None:
     model = shaken(build_sam_vit_b())
     # Three of its twelve blocks, one of them with global attention: the others cost half a minute and are no different.
     model.image_encoder.blocks = model.image_encoder.blocks[:3]
-    engine, predictor = Sam1Engine(model), SamPredictor(model)
+    engine, predictor = sam1_pair_of(model)
     size = (641, 427)
     pixels, prompts = drawn(*size), prompts_for(size)[:4]
     predictor.set_image(pixels)

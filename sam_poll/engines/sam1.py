@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 
+from sam_poll.engines import attention
 from sam_poll.engines.base import Features, PromptBatch, TorchEngine
 from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.errors import ModelError
@@ -98,6 +99,7 @@ class Sam1Engine(TorchEngine):
 
     def __init__(self, model: Any, step: Step | None = None, *, name: str = "sam1", **keywords: Any) -> None:
         encoder = model.image_encoder
+        attention.install(encoder)
         self.native_side = int(encoder.img_size)
         self._pos_embed = encoder.pos_embed.detach().float().cpu().clone()  # 1×grid×grid×C, at the native side
         super().__init__(model, step or cpu_step(self.native_side), name=name, **keywords)
