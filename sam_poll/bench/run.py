@@ -1,0 +1,262 @@
+"""Runs the benchmark: the contestants in turn, round by round, so that a slow minute of the machine hits all of them.
+
+What can still go wrong here: on a machine of few cores everything that runs beside is measured too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam_poll import __version__
+from sam_poll.bench import outside, pictures
+from sam_poll.bench.pictures import Subject, Supply
+from sam_poll.bench.plan import CPU_MODELS, GPU_MODELS, LARGE, SMALL, Plan
+from sam_poll.bench.processes import Daemon, Worker, environment, model_order, paths, scratch, settings_in
+from sam_poll.bench.weights import Weights, weights_for
+
+Tell = Callable[[str], None]
+
+ROUND_S = 8.0  # what a contestant's round should take
+QUICK_S = 1.5
+MOST_JOBS = 48
+LEAST_JOBS = 4  # fewer, and filling and draining the pipeline is most of what is seen
+OUTSIDE_RUNS = 5
+LATENCY_RUNS = (5, 15)
+
+
+@dataclass
+class Cell:
+    """One model on one kind of picture: seconds a picture, one figure a round and contestant."""
+
+    model: str
+    pictures: str
+    megapixels: float
+    megabytes: float
+    jobs: int
+    loop: list[float] = field(default_factory=list)
+    sam_poll: list[float] = field(default_factory=list)
+    limit: list[float] = field(default_factory=list)
+    daemon_cpu_s: list[float] = field(default_factory=list)
+
+
+def run(plan: Plan, tell: Tell) -> dict[str, Any]:
+    """Everything the plan asks for; the report, ready for JSON. `tell` hears what is done now. BenchError, ModelError;
+    nothing is left behind."""
+    with _terminable(), scratch("sam_poll-bench-") as root:
+        bench = _Bench(plan, root, tell)
+        return bench.run()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the benchmark as Ctrl-C does: with everything put away."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Bench:
+    def __init__(self, plan: Plan, root: Path, tell: Tell) -> None:
+        self._plan, self._root, self._tell = plan, root, tell
+        self._round_s = QUICK_S if plan.quick else ROUND_S
+        self._supplies = 0
+
+    def run(self) -> dict[str, Any]:
+        plan, started = self._plan, time.monotonic()
+        device = _device(plan.device)
+        models = plan.models or (GPU_MODELS if device.startswith("cuda") else CPU_MODELS)
+        report: dict[str, Any] = {"machine": machine(device), "settings": settings_in(environment())}
+        report |= {"objects": plan.objects, "models": [], "speed": [], "outside": None, "latency": []}
+        if "outside" in plan.parts:
+            self._tell("outside the network, one core")
+            report["outside"] = self._outside()
+        if {"speed", "latency"} & set(plan.parts):
+            subjects = self._subjects()
+            for model in models:
+                report["models"].append(self._model(model, device, subjects, report))
+        report["seconds"] = round(time.monotonic() - started, 1)
+        return report
+
+    # ── what surrounds the network ──
+
+    def _outside(self) -> dict[str, Any]:
+        """CPU and wall seconds by stage, medians, of the loop and of ours."""
+        root = self._root / "outside"
+        found: dict[str, Any] = {}
+        supply = self._supply(root)
+        subject = pictures.made(LARGE, 1)
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for side in ("loop", "sam_poll"):
+                order = {"kind": "outside", "side": side, "root": str(root / "share")}
+                workers[side] = stack.enter_context(Worker(f"outside: {side}", order, root / f"{side}.log"))
+            clocks: dict[str, list[dict[str, Any]]] = {"loop": [], "sam_poll": []}
+            for number in range(1 + (2 if self._plan.quick else OUTSIDE_RUNS)):
+                for side, worker in workers.items():
+                    (pair,) = supply.pairs(subject, 1)
+                    given = {"picture": str(pair.picture), "prompt": str(pair.prompt), "out": str(root)}
+                    answer = worker(**given)
+                    clocks[side] += [answer] if number else []  # the first one warms up
+        for side, seen in clocks.items():
+            found[side] = {
+                kind: {stage: statistics.median(clock[kind][stage] for clock in seen) for stage in outside.STAGES}
+                for kind in ("cpu", "wall")
+            }
+            found[side]["cpu_s"] = sorted(sum(clock["cpu"].values()) for clock in seen)
+        return {"pictures": subject.name, "megabytes": subject.megabytes, **found}
+
+    # ── a model ──
+
+    def _subjects(self) -> list[Subject]:
+        plan = self._plan
+        if plan.pictures:
+            return [pictures.own(plan.pictures, plan.objects)]
+        self._tell("making photographs")
+        return [pictures.made(size, plan.objects) for size in plan.sizes]
+
+    def _model(self, model: str, device: str, subjects: Sequence[Subject], report: dict[str, Any]) -> dict[str, Any]:
+        root = self._root / f"model{len(report['models'])}"
+        root.mkdir()
+        self._tell(f"{model}: loading, three times")
+        weights = weights_for(model, self._root, self._tell)
+        with contextlib.ExitStack() as stack:
+            contest = _Contest(weights, device, root, stack, self._tell)
+            if "speed" in self._plan.parts:
+                report["speed"] += [vars(cell) for cell in self._speed(contest, subjects)]
+            if "latency" in self._plan.parts:
+                report["latency"].append(self._latency(contest))
+            about = {"name": weights.name, "random": weights.random, "step": contest.step, "batch": contest.batch}
+            about["peak_mib"] = {"loop": contest.loop.peak_mib, "sam_poll": contest.daemon.peak_mib}
+        if weights.random:
+            weights.path.unlink()
+        return about
+
+    def _speed(self, contest: _Contest, subjects: Sequence[Subject]) -> list[Cell]:
+        cells = []
+        for subject in subjects:
+            self._tell(f"{contest.name}, {subject.name}: warming up")
+            contest.warm_up(subject)
+            cells.append(contest.cell(subject, self._plan.jobs, self._round_s))
+        for number in range(1, self._plan.rounds + 1):
+            for subject, cell in zip(subjects, cells, strict=True):
+                contest.round(subject, cell, f"{contest.name}, {subject.name}, round {number} of {self._plan.rounds}")
+        return cells
+
+    def _latency(self, contest: _Contest) -> dict[str, Any]:
+        """One job at a time into an idle daemon, against the network alone; seconds."""
+        subject = self._subjects()[0] if self._plan.pictures else pictures.made(SMALL, self._plan.objects)
+        network_s, _ = contest.warm_up(subject)
+        least, most = (2, 2) if self._plan.quick else LATENCY_RUNS
+        runs = min(max(round(self._round_s / max(network_s, 1e-3)), least), most)
+        found: dict[str, Any] = {"model": contest.name, "pictures": subject.name, "network": [], "drop_to_result": []}
+        for number in range(1, runs + 1):
+            self._tell(f"{contest.name}, {subject.name}: drop to result, {number} of {runs}")
+            found["network"].append(contest.limit(batches=1, single=True)["seconds"])
+            found["drop_to_result"].append(contest.daemon.run(contest.supply.pairs(subject, 1)))
+        return found
+
+    def _supply(self, root: Path) -> Supply:
+        return Supply(root / "aside")
+
+
+class _Contest:
+    """The three contestants, loaded with the same weights."""
+
+    def __init__(self, weights: Weights, device: str, root: Path, stack: contextlib.ExitStack, tell: Tell) -> None:
+        self.name, self._root, self._tell = weights.name, root, tell
+        self.supply = Supply(root / "share" / "aside")
+        self.daemon: Daemon = stack.enter_context(Daemon(weights, device, root / "share", root / "daemon.log"))
+        self.loop: Worker = stack.enter_context(
+            Worker("the loop", model_order("loop", weights, device), root / "loop.log")
+        )
+        self.limit: Worker = stack.enter_context(
+            Worker("the bare network", model_order("limit", weights, device), root / "limit.log")
+        )
+        self._own: dict[str, list[tuple[str, str]]] = {}  # pairs of the loop and the network: they forget what they saw
+        self._ready = ""
+        self.batch, self.step = 1, ""
+
+    def _fixed(self, subject: Subject) -> list[tuple[str, str]]:
+        if subject.name not in self._own:
+            self._own[subject.name] = paths(self.supply.pairs(subject, len(subject.jpegs)))
+        return self._own[subject.name]
+
+    def _network(self, subject: Subject, batches: int, *, single: bool = False) -> float:
+        if self._ready != subject.name:
+            answer = self.limit(pairs=self._fixed(subject))
+            self.batch, self.step, self._ready = answer["batch"], answer["step"], subject.name
+        return float(self.limit(batches=batches, single=single)["seconds"])
+
+    def _looped(self, subject: Subject, count: int) -> float:
+        fixed = self._fixed(subject)
+        pairs = [fixed[number % len(fixed)] for number in range(count)]
+        return float(self.loop(pairs=pairs, out=str(self._root))["seconds"])
+
+    def warm_up(self, subject: Subject) -> tuple[float, float]:
+        """Each runs what it will run; seconds of the network and of the loop for a picture."""
+        self._network(subject, 1)
+        looped = self._looped(subject, 1)
+        self.daemon.run(self.supply.pairs(subject, self.batch))
+        return self._network(subject, 1), looped
+
+    def cell(self, subject: Subject, jobs: int | None, round_s: float) -> Cell:
+        """Nothing measured yet; how many jobs a round has."""
+        if jobs is None:
+            network_s = self._network(subject, 1)
+            jobs = min(max(round(round_s / network_s), LEAST_JOBS, 2 * self.batch), MOST_JOBS)
+        return Cell(self.name, subject.name, subject.megapixels, subject.megabytes, jobs)
+
+    def round(self, subject: Subject, cell: Cell, title: str) -> None:
+        """One figure of each. The loop and the network do half the jobs: theirs do not depend on how many they are."""
+        few = max(1, cell.jobs // 2)
+        self._tell(f"{title}: loop")
+        cell.loop.append(self._looped(subject, min(few, 6)))
+        self._tell(f"{title}: sam_poll")
+        pairs = self.supply.pairs(subject, cell.jobs)
+        before = self.daemon.cpu_s
+        cell.sam_poll.append(self.daemon.run(pairs) / cell.jobs)
+        after = self.daemon.cpu_s
+        if before is not None and after is not None:
+            cell.daemon_cpu_s.append((after - before) / cell.jobs)
+        self._tell(f"{title}: the bare network")
+        cell.limit.append(self._network(subject, max(1, few // self.batch)))
+
+
+def _device(wanted: str) -> str:
+    from sam_poll.engines import devices
+
+    return devices.choose(wanted, "auto").name
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on. No name of the machine."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    made: dict[str, Any] = {"device": device, "cpu": _cpu(), "cores": cores, "torch_threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        made["gpu"] = torch.cuda.get_device_name(device)
+    made |= {"torch": torch.__version__, "python": platform.python_version(), "sam_poll": __version__}
+    return made
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,102 @@
+"""A process that is measured: it says when it is ready, then runs what it is told, one JSON line each way.
+
+A process of its own for each contestant keeps threads, memory and kernels chosen for one out of the other's figures.
+It ends when its standard input is closed, so nothing is left when the benchmark is gone.
+
+What can still go wrong here: a library that writes to the standard output; so that is ours alone, and theirs is stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main(text: str) -> None:
+    """The process: `text` is the first order, `{"kind": …}`."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    order = json.loads(text)
+    handler: Handler | None = None
+    answer: dict[str, Any]
+    while True:
+        try:
+            if handler is None:
+                handler, answer = _KINDS[order["kind"]](order), {"ready": True}
+            else:
+                answer = handler(order)
+        except Exception as error:  # noqa: BLE001  whatever it is, who asked must hear of it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answer["peak_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)  # threads of watchers and drivers are not waited for
+        order = json.loads(line)
+
+
+def _loop(order: dict[str, Any]) -> Handler:
+    from sam_poll.bench.yardstick import Loop
+
+    loop = Loop(Path(order["checkpoint"]), order["config"], order["device"])
+
+    def run(given: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        for picture, prompt in given["pairs"]:
+            loop(Path(picture), Path(prompt), Path(given["out"]))
+        return {"seconds": (time.perf_counter() - started) / len(given["pairs"])}
+
+    return run
+
+
+def _limit(order: dict[str, Any]) -> Handler:
+    from sam_poll import settings
+    from sam_poll.bench.limit import Limit
+
+    flags = {"model": order["checkpoint"], "model_cfg": order["config"], "device": order["device"]}
+    limit = Limit(settings.load(None, flags=flags))
+
+    def run(given: dict[str, Any]) -> dict[str, Any]:
+        if "pairs" in given:
+            limit.ready([(Path(picture), Path(prompt)) for picture, prompt in given["pairs"]])
+            return {"batch": limit.batch, "step": limit.info.step}
+        return {"seconds": limit.run(given["batches"], single=given.get("single", False))}
+
+    return run
+
+
+def _outside(order: dict[str, Any]) -> Handler:
+    if hasattr(os, "sched_setaffinity"):  # before torch counts the cores
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import cv2
+    import torch
+
+    from sam_poll.bench import outside
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    side: Any = outside.LoopSide() if order["side"] == "loop" else outside.OurSide(Path(order["root"]))
+
+    def run(given: dict[str, Any]) -> dict[str, Any]:
+        clock = side.run(*(Path(given[key]) for key in ("picture", "prompt", "out")))
+        return {"cpu": clock.cpu, "wall": clock.wall}
+
+    return run
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], Handler]] = {"loop": _loop, "limit": _limit, "outside": _outside}
+
+if __name__ == "__main__":
+    main(sys.argv[1])
