@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,7 +33,9 @@ from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ExitCode, SettingsError
+from sam_poll.fleet import Fleet, Post
 from sam_poll.health import Monitor, Notifier, Signs
+from sam_poll.member import Equipment
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
@@ -85,11 +89,16 @@ def formats_of(settings: Settings, names: Sequence[str] | None = None) -> list[F
     return formats.load(names or settings.formats, options)
 
 
+def cores_here() -> int:
+    """How many cores this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 2
+
+
 def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
     """Thread counts for this machine. Reading a picture takes about as long as finishing one; on a GPU the pools feed
     it, on a CPU the network takes all cores and the pools only fill gaps."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or usable or 2
+    cores = cores or cores_here()
     p = settings.pipeline
     threads = min(8, max(1, cores // 2))
     return Sizes(
@@ -103,20 +112,12 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
     )
 
 
-def engine_of(
-    settings: Settings, *, model_type: str | None = None, on_stage: Callable[[str], None] | None = None
-) -> Engine:
-    """The network the settings name, loaded. ModelError says what is in the way."""
+def engine_of(settings: Settings, *, model_type: str | None = None, device: str | None = None) -> Engine:
+    """The network the settings name, loaded, on `device` or the first of theirs. ModelError says what is in the way."""
     memory, batch = settings.memory, settings.pipeline.batch
-    if len(settings.devices) > 1:
-        raise SettingsError(
-            "one process serves one device for now",
-            place="devices",
-            remedy="start one daemon a device; they may share the folders",
-        )
     return engines.load(
         engines.resolve(settings.model, config=settings.model_cfg, model_type=model_type),
-        device=settings.devices[0] if settings.devices else settings.device,
+        device=device or (settings.devices[0] if settings.devices else settings.device),
         precision=settings.precision,
         max_batch=None if batch == "auto" else batch,
         budget_mib=None if memory.budget_mib == "auto" else memory.budget_mib,
@@ -226,25 +227,84 @@ def watch(
         metrics_of(settings, signs, door),
     ):
         notify(f"STATUS=loading {settings.model}")
-        signs.engine = engine = engine_of(settings, model_type=model_type)
-        pipeline = Pipeline(
-            engine,
-            formats_of(settings),
-            sizes=sizes_of(settings),
-            stats=signs.stats,
-            on_result=on_result,
-            alarms=signs.alarms,
-            intake=signs.intake,
-            device=signs.device,
-        )
-        how = "events" if manners.events else "polling"
-        logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
-        with _watched(settings, signs, door, stop, notify, console):
-            pipeline.run(door, stop)
+        with _workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
+            how = "events" if manners.events else "polling"
+            logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
+            with _watched(settings, signs, door, stop, notify, console):
+                work.run(door, stop)
         now = signs.stats.now()
         rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
         logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now), rest)
         return ExitCode.FAILED_JOBS if once and now.rejected else ExitCode.OK
+
+
+@contextmanager
+def _workforce(
+    settings: Settings,
+    signs: Signs,
+    stop: threading.Event,
+    *,
+    model_type: str | None,
+    on_result: Callable[[Result], None] | None,
+) -> Iterator[Pipeline | Fleet]:
+    """What answers the jobs: a pipeline in this process, or one in a process of its own for each of several devices."""
+    names = devices_of(settings)
+    if len(names) > 1:
+        posts = posts_of(settings, names, model_type=model_type)
+        writers = sum(sizes_of(settings, cores_here() // len(names)).finish_threads for _ in names)
+        with Fleet(
+            posts,
+            stop,
+            writers=writers,
+            stats=signs.stats,
+            alarms=signs.alarms,
+            intake=signs.intake,
+            device=signs.device,
+        ) as fleet:
+            signs.engine = fleet
+            yield fleet
+        return
+    signs.engine = engine = engine_of(settings, model_type=model_type, device=names[0])
+    yield Pipeline(
+        engine,
+        formats_of(settings),
+        sizes=sizes_of(settings),
+        stats=signs.stats,
+        on_result=on_result,
+        alarms=signs.alarms,
+        intake=signs.intake,
+        device=signs.device,
+    )
+
+
+def devices_of(settings: Settings) -> list[str]:
+    """The devices to work on, `devices: auto` replaced by every card of the machine (or by what `device: auto` takes
+    where there is no more than one)."""
+    if settings.devices != ("auto",):
+        return list(settings.devices or (settings.device,))
+    # Asked in a process of its own: this one, which only hands out, needs no torch.
+    count = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    cards = int(count) if count.isdecimal() else 0
+    return [f"cuda:{n}" for n in range(cards)] if cards > 1 else ["auto"]
+
+
+def posts_of(settings: Settings, names: Sequence[str], *, model_type: str | None = None) -> list[Post]:
+    """A process for each device. Those on the CPU share its cores."""
+    share = max(1, cores_here() // len(names))
+    env = dict(os.environ)
+    if "cpu" in names:
+        env.setdefault("OMP_NUM_THREADS", str(share))
+    return [Post(name, partial(equip, settings, name, model_type, share), env, settings.log_level) for name in names]
+
+
+def equip(settings: Settings, device: str, model_type: str | None, cores: int) -> Equipment:
+    """What a fleet's process needs for one device. Runs in that process."""
+    return engine_of(settings, model_type=model_type, device=device), formats_of(settings), sizes_of(settings, cores)
 
 
 @contextmanager

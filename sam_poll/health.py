@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loguru import logger
 
@@ -24,7 +24,7 @@ from sam_poll import __version__
 from sam_poll.alarms import Alarms
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
-from sam_poll.types import Engine, ModelInfo
+from sam_poll.types import ModelInfo
 
 _TICK_S = 1.0
 _SEND_S = 1.0
@@ -35,13 +35,20 @@ _STUCK = {
 }
 
 
+class Runs(Protocol):
+    """An engine, or several behind one door."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+
 class Signs:
     """All there is to see of a running daemon. The network is not there until it is loaded."""
 
     def __init__(self) -> None:
         self.stats, self.alarms = Stats(), Alarms()
         self.intake, self.device = Pulse(), Pulse()
-        self.engine: Engine | None = None
+        self.engine: Runs | None = None
 
     @property
     def info(self) -> ModelInfo | None:

@@ -31,7 +31,7 @@ from sam_poll.embeddings import Embeddings
 from sam_poll.errors import DeviceError, InputError, LostError, PictureError, SamPollError, UnfinishedError
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
-from sam_poll.tasks import Task, log_answer, timed
+from sam_poll.tasks import Either, Task, log_answer, timed
 from sam_poll.types import (
     Door,
     Engine,
@@ -123,7 +123,7 @@ class Pipeline:
     # ── intake and drain ──
 
     def _intake(self, door: Door, stop: threading.Event) -> None:
-        ending = _Either(stop, lambda: self._fatal is not None)
+        ending = Either(stop, lambda: self._fatal is not None)
         with contextlib.closing(door.jobs(ending)) as jobs:  # type: ignore[arg-type]
             while not ending.is_set():
                 self._intake_pulse.beat()
@@ -147,7 +147,7 @@ class Pipeline:
     def _is_sick(self) -> bool:
         return bool(self._unwritten) or time.monotonic() < self._not_before
 
-    def _alone(self, task: Task, ending: _Either) -> None:
+    def _alone(self, task: Task, ending: Either) -> None:
         """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
         other job is blamed for it."""
         others = 0
@@ -463,16 +463,3 @@ class Pipeline:
     def _key(self, task: Task) -> tuple[str, int]:
         assert task.prepared is not None
         return task.prepared.digest, task.prepared.frame.side
-
-
-class _Either:
-    """A stop event that is also set when a condition holds."""
-
-    def __init__(self, stop: threading.Event, also: Callable[[], bool]) -> None:
-        self._stop, self._also = stop, also
-
-    def is_set(self) -> bool:
-        return self._stop.is_set() or self._also()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        return self._stop.wait(timeout) or self._also()

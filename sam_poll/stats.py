@@ -46,9 +46,9 @@ class Pulse:
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def beat(self) -> None:
-        """The loop has moved."""
-        self._last = time.monotonic()
+    def beat(self, ago: float = 0.0) -> None:
+        """The loop has moved, now or some seconds `ago`."""
+        self._last = time.monotonic() - ago
 
     @property
     def age(self) -> float:

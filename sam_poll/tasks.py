@@ -6,7 +6,9 @@ many tasks there are at once is the pipeline's business.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from loguru import logger
@@ -53,3 +55,16 @@ def log_answer(result: Result) -> None:
     logger.info("job {} done: {}{} ({} ms)", shown(result.job_id), scores, more, ms)
     for note in result.notes:
         logger.info("job {}: {}", shown(result.job_id), shown(note))
+
+
+class Either:
+    """A stop event that is also set when a condition holds."""
+
+    def __init__(self, stop: threading.Event, also: Callable[[], bool]) -> None:
+        self._stop, self._also = stop, also
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or self._also()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._stop.wait(timeout) or self._also()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sam_poll import app, settings
-from sam_poll.errors import ExitCode, SettingsError
+from sam_poll.errors import ExitCode
 from tests.conftest import wait_until
 
 
@@ -91,10 +93,42 @@ def test_an_overlay_asks_for_more_pixels_than_a_small_network_needs(tmp_path: Pa
     assert app.sizes_of(made(tmp_path, **{"formats": ["overlay"], "overlay.max_side": 300})).cover == 300
 
 
-def test_one_of_several_devices_is_taken_and_more_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    app.engine_of(made(tmp_path, devices=["cpu"]))
-    with pytest.raises(SettingsError, match="one daemon a device"):
-        app.engine_of(made(tmp_path, devices=["cuda:0", "cuda:1"]))
+@pytest.mark.parametrize(
+    ("flags", "cards", "names"),
+    [
+        ({}, "4", ["auto"]),
+        ({"device": "cuda:1"}, "4", ["cuda:1"]),
+        ({"devices": ["cuda:1", "cpu"]}, "4", ["cuda:1", "cpu"]),
+        ({"devices": "auto"}, "3", ["cuda:0", "cuda:1", "cuda:2"]),
+        ({"devices": "auto"}, "1", ["auto"]),
+        ({"devices": "auto"}, "Traceback", ["auto"]),
+    ],
+)
+def test_devices_auto_is_every_card_and_where_there_are_not_several_what_device_auto_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], cards: str, names: list[str]
+) -> None:
+    told = subprocess.CompletedProcess([], 0, stdout=f"{cards}\n")
+    monkeypatch.setattr(app.subprocess, "run", lambda *_, **__: told)
+    assert app.devices_of(made(tmp_path, **flags)) == names
+
+
+def test_processes_on_the_cpu_share_its_cores_unless_somebody_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "cores_here", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = made(tmp_path)
+    assert [p.env["OMP_NUM_THREADS"] for p in app.posts_of(settings, ["cpu", "cpu"])] == ["4", "4"]
+    assert "OMP_NUM_THREADS" not in app.posts_of(settings, ["cuda:0", "cuda:1"])[0].env
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [p.env["OMP_NUM_THREADS"] for p in app.posts_of(settings, ["cpu", "cpu"])] == ["3", "3"]
+
+
+def test_what_a_process_of_a_fleet_is_told_can_travel_and_gives_it_its_engine(tmp_path: Path) -> None:
+    (post, _) = app.posts_of(made(tmp_path, model="fake", formats=["mask", "opex"]), ["cpu", "cpu"])
+    engine, formats, sizes = pickle.loads(pickle.dumps(post.equip))()
+    assert (engine.info.name, len(formats)) == ("fake", 2)
+    assert sizes.finish_threads >= 1
 
 
 def test_names_in_cvat_are_relative_to_what_holds_input_and_done(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "sam_poll"
 # A room may import rooms of a lower level only. Rooms not named here fail the test: decide where a new one belongs.
 LEVELS = [
     {"sam_poll", "sam_poll.errors"},
-    {"sam_poll.types", "sam_poll.fs", "sam_poll.complaints"},
+    {"sam_poll.types", "sam_poll.fs", "sam_poll.complaints", "sam_poll.wire"},
     {
         "sam_poll.yaml_lines",
         "sam_poll.prompt_forms",
@@ -26,8 +26,8 @@ LEVELS = [
     },
     {"sam_poll.images", "sam_poll.prompts", "sam_poll.bytesof", "sam_poll.tasks"},
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
-    {"sam_poll.setting_kinds"},
-    {"sam_poll.settings", "sam_poll.console", "sam_poll.health"},
+    {"sam_poll.setting_kinds", "sam_poll.member"},
+    {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},
     {"sam_poll.metrics"},
     {"sam_poll.oneoff", "sam_poll.app"},
     {"sam_poll.cli"},
