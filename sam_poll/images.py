@@ -58,7 +58,7 @@ def decode(
             f"the header promises {expected[1]} × {expected[0]} pixels, {pixels.shape[1]} × {pixels.shape[0]} came out",
             remedy=SAVE_AGAIN,
         )
-    return Picture(pixels, header.size, hashlib.blake2b(data, digest_size=16).hexdigest(), tuple(notes))
+    return Picture(pixels, header.size, hashlib.sha256(data, usedforsecurity=False).hexdigest(), tuple(notes))
 
 
 def _shrink(header: Header, cover: int | None, both: bool) -> int:
