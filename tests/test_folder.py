@@ -295,19 +295,21 @@ def test_a_pair_renamed_into_place_is_claimed_long_before_the_next_scan(share: S
 def test_a_file_that_comes_while_the_folder_is_listed_keeps_its_hint(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scanner = Scanner(share.layout, Manners(events=False), threading.Event())
-    listing = scanner._list
+    clock = [100.0]
+    scanner = Scanner(share.layout, Manners(events=False), threading.Event(), lambda: clock[0])
+    listing = scanner._names.look
 
-    def and_then_it_comes(now: float) -> tuple[set[str], set[str]]:
-        listed = listing(now)
+    def and_then_it_comes() -> bool:
+        changed = listing()
         for path in (share.move_in("dog.jpg", picture_bytes()), share.move_in("dog.json", BOX)):
-            scanner._hints.append((path, Hint.RENAMED, now))
-        return listed
+            assert scanner._looks.hinted(str(path), Hint.RENAMED, clock[0])
+        return changed
 
     with monkeypatch.context() as patch:
-        patch.setattr(scanner, "_list", and_then_it_comes)
-        assert scanner.scan(100.0, []) == []
-    assert [ready.prompt for ready in scanner.scan(100.1, [])] == ["dog.json"]
+        patch.setattr(scanner._names, "look", and_then_it_comes)
+        assert scanner.scan(clock[0], []) == []
+    clock[0] = 100.1
+    assert [ready.prompt for ready in scanner.scan(clock[0], [])] == ["dog.json"]
 
 
 def test_subfolders_made_later_are_watched_too(share: Share) -> None:

@@ -74,7 +74,7 @@ class Seen:
 
     def __init__(self, folder: Path) -> None:
         self.wake, self.hints = threading.Event(), []
-        self.watcher = Watcher(folder, self.wake, lambda path, hint, at: self.hints.append((path.name, hint, at)))
+        self.watcher = Watcher(folder, self.wake, lambda path, hint, at: self.hints.append((Path(path).name, hint, at)))
         self.watcher.look_at({folder})
 
     def __enter__(self) -> Seen:

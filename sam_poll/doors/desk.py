@@ -17,8 +17,10 @@ from loguru import logger
 
 from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Claims, Found, outer_name
+from sam_poll.doors.finished import spellings
 from sam_poll.doors.layout import Layout
-from sam_poll.doors.scan import Manners, Ready, Scanner, look, spellings
+from sam_poll.doors.looks import look
+from sam_poll.doors.scan import Manners, Ready, Scanner
 from sam_poll.doors.settle import job_id
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
@@ -121,7 +123,7 @@ class Desk:
     def _read(self, ready: Ready) -> _Read | None:
         """None: it has changed since it was looked at, or is not what its text says (and is looked at anew)."""
         try:
-            if any(look(self._layout.input / file) != seen for file, seen in ready.signatures.items()):
+            if not self._scanner.still(ready):
                 return None
             if ready.fault or not ready.prompt:
                 return _Read(ready, None, ready.fault)
@@ -133,7 +135,7 @@ class Desk:
             return None
         if parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
             # Its name suggests one picture, its text names another: the next scan pairs it by the text.
-            self._scanner.learn(ready.prompt, ready.signatures[ready.prompt], parsed.image)
+            self._scanner.learn(ready.prompt, parsed.image)
             return None
         return None if self._still_grows(ready, parsed.image_bytes) else _Read(ready, parsed, None)
 
@@ -250,7 +252,7 @@ class Desk:
                 image = self._scanner.read(claim.path / name).image
             except PromptError:
                 image = None
-            found = self._scanner.find_done(claim.below(name), image)
+            found = self._scanner.finished.find(claim.below(name), image)
             if found:
                 claim.borrowed, claim.suffix = found
                 return True

@@ -26,8 +26,9 @@ from sam_poll.doors.failures import report
 from sam_poll.doors.janitor import Janitor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.lease import Life, Watch
+from sam_poll.doors.looks import NEVER, look
 from sam_poll.doors.proof import Sentinel, prove, unusable
-from sam_poll.doors.scan import NEVER, Manners, Scanner, by_picture, look
+from sam_poll.doors.scan import Manners, Scanner, by_picture
 from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
 from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
 from sam_poll.stats import Pulse
@@ -35,6 +36,7 @@ from sam_poll.types import Document, Job
 
 _STOP_S = 0.25  # how soon a set `stop` is noticed
 _LONGEST_HOLD_S = 60.0
+_LAST_GLANCE_S = 5.0
 
 
 class FolderDoor:
@@ -61,6 +63,7 @@ class FolderDoor:
         self._scanner = Scanner(layout, self.manners, self._wake)
         self._unread: dict[str, tuple[float, str | None]] = {}
         self._due = NEVER
+        self._glancer: threading.Thread | None = None
 
     def __enter__(self) -> FolderDoor:
         layout, manners = self.layout, self.manners
@@ -87,6 +90,8 @@ class FolderDoor:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._glancer:
+            self._glancer.join(_LAST_GLANCE_S)  # it may hang in a share that does not answer
         self._scanner.close()
         self._open.close()
         with suppress(OSError):
@@ -126,9 +131,28 @@ class FolderDoor:
 
     # ── looking ──
 
+    def glance(self) -> None:
+        """Look at `in/` in a thread, while the caller does something else that takes time before it asks for jobs: what
+        lies there settles from now on."""
+
+        def look_on() -> None:
+            try:
+                self._scanner.glance()
+            except OSError:  # the first scan meets it again, and says so
+                self._scanner.renew()
+
+        self._glancer = threading.Thread(target=look_on, name="glance", daemon=True)
+        self._glancer.start()
+
+    def _glanced(self, stop: threading.Event) -> None:
+        """The scanner is for one thread: wait until the other one is through."""
+        while self._glancer and self._glancer.is_alive() and not stop.is_set():
+            self._glancer.join(_STOP_S)
+
     def jobs(self, stop: threading.Event) -> Generator[Job, None, None]:
         """Claimed jobs, oldest first, until `stop` is set or (`once`) nothing is left that could become a job."""
         pause = 1.0
+        self._glanced(stop)
         while not stop.is_set():
             self._wake.clear()
             started = time.monotonic()

@@ -3,35 +3,38 @@
 Names first; only files that could make a job are looked at closer. Nothing is moved here.
 
 What can still go wrong here: a prompt that names its picture in its text (`"image"`) is read once to learn that name,
-and again only when the file changes.
+and again only when the file is seen to have changed.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
-import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loguru import logger
 
 from sam_poll import prompts
-from sam_poll.doors.layout import Layout, walk
-from sam_poll.doors.settle import Ambiguous, Hint, Index, Settler, Signature, is_temporary, stems
+from sam_poll.doors.finished import Finished
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.looks import NEVER, Looks
+from sam_poll.doors.names import TRUTH_S, Names
+from sam_poll.doors.settle import Ambiguous, Index, Signature
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.fs import NO_FILE, NOT_THERE, open_plain, shown, with_suffix
-from sam_poll.images import ENDINGS
+from sam_poll.fs import NO_FILE, open_plain, shown
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
-NEVER = float("inf")
 _UNREAD_S = 10.0
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
+_MANY = 5000  # so many pictures are offered at a time: more than are claimed before the next scan
+_REST_S = 0.001  # polling, prompts that wait alone are looked at anew after so long for each of them
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,27 @@ class _Held:
 class Scanner:
     """Finds ready pairs. Used by one thread; only the watcher's threads reach in, through `wake` and the hints."""
 
-    def __init__(self, layout: Layout, manners: Manners, wake: threading.Event) -> None:
-        self._layout, self._manners = layout, manners
-        self._hints: deque[tuple[Path, Hint, float]] = deque(maxlen=100_000)
-        self._settler = Settler(manners.quiet_s)
-        self._watcher = Watcher(layout.input, wake, lambda *hint: self._hints.append(hint))
-        self._folders: set[Path] = set()
+    def __init__(
+        self, layout: Layout, manners: Manners, wake: threading.Event, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._layout, self._manners, self._clock = layout, manners, clock
+        self._looks = Looks(layout, manners.quiet_s, clock, changed=self._unlearn)
+        self._watcher = Watcher(layout.input, wake, self._looks.hinted)
+        # Where other machines write, nobody promises that a folder's times are those of its last change.
+        self._names = Names(layout, keep=manners.events, clock=clock)
+        self.finished = Finished(layout, clock)
+        self._watched: set[Path] = set()
         self._closed: set[str] = set()
-        self._named: dict[str, tuple[Signature, str | None]] = {}
+        self._index, self._extra = Index([]), frozenset[str]()
+        self._pairs: list[tuple[str, str | Ambiguous | None]] | None = None
+        self._named: dict[str, str | None] = {}
         self._first_seen: dict[str, float] = {}
+        self._oldest: float | None = None
         self._held: dict[str, _Held] = {}
         self._to_hold: deque[tuple[str, _Held]] = deque()
+        self._glanced: float | None = None
+        self._idle = False
+        self._doubt_at = 0.0
         self.due = 0.0
         """When to look again at the latest, by the monotonic clock."""
         self.waiting = 0
@@ -120,54 +133,91 @@ class Scanner:
         self._watcher.close()
 
     def renew(self) -> None:
-        """After the folder was away: watch anew."""
+        """After the folder was away: watch and list anew."""
         self._watcher.close()
-        self._folders = set()
+        self._names.forget()
+        self._glanced = None
+        self._watched = set()
+
+    def glance(self) -> None:
+        """A scan before the first one, whose finds nobody takes yet: files settle from now on. OSError as `scan`.
+
+        The first scan after it believes its listing if it is younger than `rescan_s`, and asks for another one at once:
+        where very many wait, the first job is not to wait for a second listing.
+        """
+        now = self._clock()
+        self.scan(now, [])
+        self._glanced, self._idle = now, False
 
     def scan(
         self, now: float, at_work: Collection[str], elsewhere: Callable[[], Collection[str]] = tuple
     ) -> list[Ready]:
-        """All settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share;
-        `elsewhere` tells those that other daemons work on, whose further prompts wait until they are done. It is asked
-        after `in/` was listed, because files go from there to `work/`: looking the same way misses none.
+        """Settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share; `elsewhere`
+        tells those that other daemons work on, whose further prompts wait until they are done. It is asked after `in/`
+        was listed, because files go from there to `work/`: looking the same way misses none.
 
-        Raises OSError when the folder itself cannot be read.
+        Of a crowd, `_MANY` pictures at a time, and `due` is at once: the oldest of those that were looked at. They are
+        looked at in the order of the listing, as many as a short time allows. Where nothing can have become ready since
+        the last scan, its files are not gone through again. Raises OSError when the folder itself cannot be read.
         """
-        self.due = NEVER
-        self.siblings = {}
-        if self._manners.events and not self._folders:
+        if self._manners.events and not self._watched:
             self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
-        self._take_hints()
-        pictures, waiting = self._list(now)
-        index = Index({*pictures, *at_work, *elsewhere()})
-        seen = pictures | waiting
-        self.waiting = len(seen)
+        stirred = self._take_holds() | self._looks.take_hints()
+        started = self._clock()
+        changed, due = self._list(now)
+        self._looks.begin((self._clock() - started) / 2)
+        extra = frozenset((*at_work, *elsewhere()))
         self.scans += 1
         self.last = time.time()
-        self._settler.forget_all_but(seen)
+        if changed:
+            self._take_stock(now)
+        self.oldest_s = 0.0 if self._oldest is None else now - self._oldest
+        if not (changed or stirred) and extra == self._extra and self._may_rest(now):
+            return []
+        if changed or extra != self._extra:
+            self._index, self._extra = Index(itertools.chain(self._names.pictures, extra)), extra
+            self._pairs = None
+        self.due, self.siblings = due, {}
+        self._doubt(now)
+        ready = sorted(self._found(now, set(at_work)) + self._lone_prompts(now), key=lambda r: r.age)
+        self.due = min(self.due, now if self._looks.hurried else self._looks.soonest)
+        self._idle = not ready
+        return ready
+
+    def _may_rest(self, now: float) -> bool:
+        """Whether going through the files again would find nothing, their names being the same."""
+        nothing_due = self._idle and not self._held and now < min(self.due, self._doubt_at)
+        return nothing_due and not self.finished.stirred()
+
+    def _list(self, now: float) -> tuple[bool, float]:
+        """Whether names have changed, and when to list again at the latest."""
+        glanced, self._glanced = self._glanced, None
+        if glanced is not None and now - glanced < self._manners.rescan_s:
+            return False, now
+        changed, due = self._names.look(), NEVER
+        closed = self._names.closed
+        for folder in closed - self._closed:
+            logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
+        self._closed = closed
+        folders = {self._layout.input, *(self._layout.input / folder for folder in self._names.below)}
+        if self._manners.events and folders != self._watched:
+            if folders - self._watched - {self._layout.input}:
+                due, changed = now, True  # what came between the listing and the new watch is seen by one more look
+            self._watcher.look_at(folders)
+            self._watched = folders
+        return changed, due
+
+    def _take_stock(self, now: float) -> None:
+        """Forget what is gone, and note since when the others have been seen."""
+        seen = self._names.pictures.union(self._names.prompts)
+        self.waiting = len(seen)
+        self._looks.forget_all_but(seen)
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
-        self.oldest_s = now - min(self._first_seen.values(), default=now)
-        self._named = {p: n for p, n in self._named.items() if p in waiting}
+        self._oldest = min(self._first_seen.values(), default=None)
+        self._named = {p: image for p, image in self._named.items() if p in seen}
         self._held = {p: h for p, h in self._held.items() if p in seen or now < h.until + _FORGET_S}
-        ready, spoken_for = [], set()
-        for prompt in waiting:
-            picture = self._picture_of(prompt, index)
-            if isinstance(picture, str):
-                spoken_for.add(picture)
-                if picture not in pictures and picture not in at_work:
-                    self.due = min(self.due, now + self._manners.rescan_s)
-                    sibling = self._when_settled([prompt], now, prompt, picture)
-                    if sibling:
-                        self.siblings.setdefault(picture, []).append(sibling)
-                    continue
-                files = [prompt, picture] if picture in pictures else [prompt]
-                ready.append(self._when_settled(files, now, prompt, picture))
-            else:
-                ready.append(self._lone_prompt(prompt, picture, now))
-        ready += [self._lone_picture(picture, now) for picture in pictures - spoken_for]
-        return sorted((r for r in ready if r), key=lambda r: r.age)
 
     def hold(
         self, job: str, signatures: dict[str, Signature], seconds: float, error: SamPollError | None = None
@@ -183,115 +233,173 @@ class Scanner:
             self.hold(prompt, signatures, _UNREAD_S)
             self.due = 0.0  # to take the hold in, and learn when to look again
 
-    def learn(self, prompt: str, signature: Signature, image: str | None) -> None:
-        """Remember which picture a prompt's text names, and look again at once."""
-        self._named[prompt] = (signature, image)
-        self.due = 0.0
+    def learn(self, prompt: str, image: str | None) -> None:
+        """Remember which picture a prompt's text names; if any, look again at once."""
+        self._named[prompt] = image
+        if image:
+            self._pairs = None
+            self.due = 0.0
 
-    def _take_hints(self) -> None:
-        while self._hints:
-            path, hint, seen = self._hints.popleft()
-            self._settler.hint(os.path.relpath(path, self._layout.input).replace(os.sep, "/"), hint, seen)
-        while self._to_hold:
-            job, held = self._to_hold.popleft()
-            self._held[job] = held
+    def still(self, ready: Ready) -> bool:
+        """Look at a job's files once more, when they are to be claimed. What has changed since must settle anew."""
+        changed = self._looks.changed(ready.signatures)
+        for path in changed:
+            self.due = min(self.due, self._clock() + max(0.0, self._looks.left(path)))
+        return not changed
 
-    def _list(self, now: float) -> tuple[set[str], set[str]]:
-        pictures, waiting, below, closed = set(), set(), set[str](), set[str]()
-        for path, entry in walk(self._layout.input, below.add, closed.add):
-            if is_temporary(entry.name):
-                continue
-            if self._layout.is_prompt(entry.name):
-                waiting.add(path)
-            elif self._layout.is_picture(entry.name):
-                pictures.add(path)
-        for folder in closed - self._closed:
-            logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
-        self._closed = closed
-        folders = {self._layout.input, *(self._layout.input / folder for folder in below)}
-        if self._manners.events and folders != self._folders:
-            if folders - self._folders - {self._layout.input}:
-                self.due = now  # what came between the listing and the new watch is seen by one more look
-            self._watcher.look_at(folders)
-            self._folders = folders
-        return pictures, waiting
+    def _unlearn(self, path: str) -> None:
+        """A file has changed: what a prompt says now, nobody has read yet."""
+        if path in self._named:
+            del self._named[path]
+            self._pairs, self.due = None, 0.0
+            self.finished.forget(path)
 
-    def _picture_of(self, prompt: str, index: Index) -> str | Ambiguous | None:
-        _, image = self._named.get(prompt, (None, None))
-        return index.named(prompt, image) if image else index.find(prompt)
+    def _take_holds(self) -> bool:
+        held = dict(self._to_hold.popleft() for _ in range(len(self._to_hold)))
+        self._held.update(held)
+        return bool(held)
 
-    def _when_settled(self, files: list[str], now: float, prompt: str | None, picture: str | None) -> Ready | None:
-        signatures, longest = {}, 0.0
-        for file in files:
-            signature = look(self._layout.input / file)
-            if signature is None:
-                return None
-            signatures[file] = signature
-            longest = max(longest, self._settler.settled_in(file, signature, now))
-        if longest > 0:
-            self.due = min(self.due, now + longest)
-            return None
-        held = self._held.get(prompt or picture or "")
-        if held is None or any(held.signatures.get(file, seen) != seen for file, seen in signatures.items()):
-            return Ready(prompt, picture, signatures)
+    def _doubt(self, now: float) -> None:
+        """Choose files to be looked at anew: those of jobs that are held until they change; and from time to time all
+        prompts that wait alone, because nobody is going to claim these."""
+        for held in self._held.values():
+            self._looks.doubt(held.signatures)
+        if now >= self._doubt_at:
+            lone = [prompt for prompt in self._named if not isinstance(self._picture_of(prompt), str)]
+            self._looks.doubt(lone)
+            rest = TRUTH_S if self._manners.events else max(self._manners.rescan_s, len(lone) * _REST_S)
+            self._doubt_at = now + rest
+
+    def _is_held(self, job: str, now: float) -> bool:
+        """Whether a job may not be offered yet, because none of its files has changed."""
+        held = self._held.get(job)
+        if held is None:
+            return False
+        if any(self._looks.known(file) not in (seen, None) for file, seen in held.signatures.items()):
+            del self._held[job]
+            return False
         if now < held.until:
             self.due = min(self.due, held.until)
-            return None
-        return Ready(prompt, picture, signatures, held.error)
+            return True
+        return False
 
-    def _lone_prompt(self, prompt: str, found: Ambiguous | None, now: float) -> Ready | None:
-        ready = self._when_settled([prompt], now, prompt, None)
-        if ready is None:
-            return None
-        signature = ready.signatures[prompt]
-        known = self._named.get(prompt)
-        if known is None or known[0] != signature:
-            try:
-                known = (signature, self.read(self._layout.input / prompt).image)
-            except PromptError as error:
-                # Nobody can say which picture it wants, so waiting for one would be for ever.
-                ready.fault = error
-                return ready
-            except OSError as error:
-                self.hold_unread(prompt, ready.signatures, error)
-                return None
-            self._named[prompt] = known
-            if known[1]:
-                self.due = now
-                return None
-        if found and not known[1]:
-            ready.fault = _ambiguous(prompt, found)
-            return ready
-        return self._without_picture(ready, prompt, known[1], now)
+    # ── what is ready ──
 
-    def _without_picture(self, ready: Ready, prompt: str, image: str | None, now: float) -> Ready | None:
-        waited = now - self._first_seen[prompt]
-        # Who only drains what is there expects no picture to come any more.
-        if self._over(0.0 if self._manners.once else self._manners.lone_s, waited, now):
-            found = self.find_done(prompt, image)
-            if found:
-                ready.picture, ready.suffix = found
-                return ready
-        limit = self._manners.pair_timeout_s
-        if limit is not None and self._over(limit, waited, now):
-            ready.fault = PromptError(
-                f"its picture did not come within {limit:g} s",
-                place=os.path.basename(prompt),
-                remedy="drop the picture, then `sam-poll retry`",
-            )
-            return ready
-        return None
+    def _found(self, now: float, at_work: Collection[str]) -> list[Ready]:
+        """The pairs, and pictures without a prompt that need not wait for one."""
+        pictures, settled = self._names.pictures, self._looks.settled
+        offers: list[tuple[int, str, str | None, str]] = []  # age, name, prompt, picture: small, for a crowd
+        spoken_for = set()
+        for prompt, picture in self._paired():
+            if not isinstance(picture, str):
+                continue
+            spoken_for.add(picture)
+            ready = settled(prompt)
+            if picture in pictures:
+                ready = settled(picture) and ready  # each is asked: its clock starts with the first look
+            elif picture not in at_work:
+                self.due = min(self.due, now + self._manners.rescan_s)
+                if ready and not self._is_held(prompt, now):
+                    self.siblings.setdefault(picture, []).append(self._ready(prompt, picture))
+                continue
+            if ready and not (self._held and self._is_held(prompt, now)):
+                offers.append((self._age(prompt, picture), prompt, prompt, picture))
+        for picture in self._lone_pictures(spoken_for, now):
+            offers.append((self._age(picture), picture, None, picture))
+        if len(offers) > _MANY:
+            self.due = now
+            oldest = {offer[3] for offer in heapq.nsmallest(_MANY, offers)}
+            offers = [offer for offer in offers if offer[3] in oldest]  # all prompts of a picture go together
+        return [self._ready(prompt, picture) for _, _, prompt, picture in offers]
 
-    def _lone_picture(self, picture: str, now: float) -> Ready | None:
+    def _paired(self) -> list[tuple[str, str | Ambiguous | None]]:
+        """All prompts, and the picture that each is for."""
+        if self._pairs is None:
+            self._pairs = [(prompt, self._picture_of(prompt)) for prompt in self._names.prompts]
+        return self._pairs
+
+    def _picture_of(self, prompt: str) -> str | Ambiguous | None:
+        image = self._named.get(prompt)
+        return self._index.named(prompt, image) if image else self._index.find(prompt)
+
+    def _age(self, *files: str) -> int:
+        return max(seen.mtime_ns for file in files if (seen := self._looks.known(file)))
+
+    def _ready(self, prompt: str | None, picture: str | None, fault: SamPollError | None = None) -> Ready:
+        files = [f for f in (prompt, picture) if f and (f == prompt or f in self._names.pictures)]
+        signatures = {file: seen for file in files if (seen := self._looks.known(file))}
+        held = self._held.get(prompt or picture or "")
+        if prompt is None:
+            fault = self.no_prompt_fault(picture or "")
+        return Ready(prompt, picture, signatures, (held.error if held else None) or fault)
+
+    def _lone_pictures(self, spoken_for: set[str], now: float) -> Iterator[str]:
         policy, limit = self._manners.missing_prompt, self._manners.pair_timeout_s
         if policy == "wait" and limit is None:
+            return
+        for picture in self._names.pictures - spoken_for:
+            over = limit is None or self._over(limit, now - self._first_seen[picture], now)
+            if over and self._looks.settled(picture) and not self._is_held(picture, now):
+                yield picture
+
+    def _lone_prompts(self, now: float) -> list[Ready]:
+        ready: list[Ready] = []
+        waiting: dict[str, dict[str, str | None]] = {}
+        timed_out: list[str] = []
+        limit = self._manners.pair_timeout_s
+        # Who only drains what is there expects no picture to come any more.
+        lone_s = 0.0 if self._manners.once else self._manners.lone_s
+        for prompt, found in self._paired():
+            if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
+                continue
+            known = prompt in self._named
+            fault = None if known else self._read_image(prompt)
+            image = self._named.get(prompt)
+            if not known and (image or (prompt not in self._named and not fault)):
+                continue  # which picture that is, the next scan says; or it could not be read
+            if not fault and found and not image:
+                fault = _ambiguous(prompt, found)
+            if fault:
+                ready.append(self._ready(prompt, None, fault))
+                continue
+            waited = now - self._first_seen[prompt]
+            if self._over(lone_s, waited, now):
+                waiting.setdefault(os.path.dirname(prompt), {})[prompt] = image
+            if limit is not None and self._over(limit, waited, now):
+                timed_out.append(prompt)
+        return ready + self._without_picture(waiting, timed_out)
+
+    def _read_image(self, prompt: str) -> PromptError | None:
+        """Learn which picture a prompt's text names, if there is time for it in this scan."""
+        if self._looks.out_of_time():
             return None
-        if limit is not None and not self._over(limit, now - self._first_seen[picture], now):
-            return None
-        ready = self._when_settled([picture], now, None, picture)
-        if ready:
-            ready.fault = ready.fault or self.no_prompt_fault(picture)
-        return ready
+        try:
+            self.learn(prompt, self.read(self._layout.input / prompt).image)
+        except PromptError as error:
+            return error  # nobody can say which picture it wants, so waiting for one would be for ever
+        except OSError as error:
+            self.hold_unread(prompt, self._ready(prompt, None).signatures, error)
+        return None
+
+    def _without_picture(self, waiting: dict[str, dict[str, str | None]], timed_out: list[str]) -> list[Ready]:
+        """Prompts whose picture lies in `done/`, and those for which none has come in time."""
+        ready: dict[str, Ready] = {}
+        chosen, again = self.finished.worth_asking(waiting)
+        self.due = min(self.due, again)
+        for prompt in chosen:
+            found = self.finished.find(prompt, waiting[os.path.dirname(prompt)][prompt])
+            if found:
+                ready[prompt] = self._ready(prompt, found[0])
+                ready[prompt].suffix = found[1]
+        for prompt in timed_out if again == NEVER else ():
+            if prompt not in ready:
+                error = PromptError(
+                    f"its picture did not come within {self._manners.pair_timeout_s:g} s",
+                    place=os.path.basename(prompt),
+                    remedy="drop the picture, then `sam-poll retry`",
+                )
+                ready[prompt] = self._ready(prompt, None, error)
+        return list(ready.values())
 
     def no_prompt_fault(self, picture: str) -> InputError | None:
         """What to say of a picture whose prompt has not come; None: segment everything in it."""
@@ -325,23 +433,6 @@ class Scanner:
         with file:
             return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
 
-    def find_done(self, prompt: str, image: str | None) -> tuple[str, str] | None:
-        """The picture in `done/` that a lone prompt means: its path as in `in/`, and the suffix of the newest one."""
-        folder = os.path.dirname(prompt)
-        names = [image] if image else [name for stem in stems(prompt) for name in (stem, *spellings(stem))]
-        for name in names:
-            path = os.path.join(folder, name)
-            if self._layout.is_picture(name) and look(self._layout.done / path):
-                return path, self._newest(path)
-        return None
-
-    def _newest(self, picture: str) -> str:
-        """The suffix of the last picture of this name in `done/`: the one a prompt without picture means."""
-        numbers = itertools.takewhile(
-            lambda n: look(with_suffix(self._layout.done / picture, f"~{n}")), itertools.count(2)
-        )
-        return max((f"~{n}" for n in numbers), key=lambda suffix: int(suffix[1:]), default="")
-
 
 def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:
     """Candidates that share a picture together, in the order of the first of each."""
@@ -349,22 +440,6 @@ def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:
     for candidate in ready:
         groups.setdefault(candidate.picture or f"\0{candidate.prompt}", []).append(candidate)
     return list(groups.values())
-
-
-def look(path: Path) -> Signature | None:
-    """A regular file's signature; None if it is not there or something else."""
-    try:
-        found = path.lstat()
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return None
-        raise
-    return Signature(found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
-
-
-def spellings(stem: str) -> list[str]:
-    """The names a picture with this stem usually has: every ending, small and large."""
-    return [stem + e for ending in sorted(ENDINGS) for e in (ending, ending.upper())]
 
 
 def _ambiguous(prompt: str, found: Ambiguous) -> PromptError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -53,13 +52,6 @@ class Hint(IntEnum):
     RENAMED = 4
 
 
-@dataclass(slots=True)
-class _Look:
-    signature: Signature
-    since: float
-    """Since when the signature has been the same."""
-
-
 class Settler:
     """Remembers looks and hints, and says which files have settled. Times are of one monotonic clock, in seconds."""
 
@@ -71,7 +63,8 @@ class Settler:
             Hint.RENAMED: min(renamed_s, quiet_s),
         }
         self._quiet_s = quiet_s
-        self._looks: dict[str, _Look] = {}
+        # (inode, size, mtime, since when they have been the same): one flat tuple a file, because there may be many.
+        self._looks: dict[str, tuple[int, int, int, float]] = {}
         self._hints: dict[str, tuple[Hint, float]] = {}
 
     def hint(self, path: str, hint: Hint, now: float) -> None:
@@ -85,14 +78,28 @@ class Settler:
     def settled_in(self, path: str, signature: Signature, now: float) -> float:
         """Seconds until the file counts as settled if nothing changes; 0 or less: it has settled."""
         look = self._looks.get(path)
-        if look is None or look.signature != signature:
-            look = self._looks[path] = _Look(signature, now)
-        hint, seen = self._hints.get(path, (None, 0.0))
+        if look is None or look[:3] != signature:
+            look = self._looks[path] = (*signature, now)
+        return self._left(path, look[3], now)
+
+    def left(self, path: str, now: float) -> float | None:
+        """As `settled_in`, by what was last seen of the file; None: it was never looked at."""
+        look = self._looks.get(path)
+        return None if look is None else self._left(path, look[3], now)
+
+    def _left(self, path: str, since: float, now: float) -> float:
+        hint = self._hints.get(path)
         if hint is None:
-            return look.since + self._quiet_s - now
-        if hint is Hint.WRITING:
-            return max(look.since, seen) + self._quiet_s - now
-        return seen + self._wait[hint] - now
+            return since + self._quiet_s - now
+        kind, seen = hint
+        if kind is Hint.WRITING:
+            return max(since, seen) + self._quiet_s - now
+        return seen + self._wait[kind] - now
+
+    def known(self, path: str) -> Signature | None:
+        """What was last seen of a file; None: it was never looked at."""
+        look = self._looks.get(path)
+        return Signature(*look[:3]) if look else None
 
     def forget_all_but(self, paths: Collection[str]) -> None:
         """Drop what is no longer there, so that a year of file names does not pile up."""
@@ -111,12 +118,13 @@ class Index:
     """The pictures of a listing, to be found by a prompt's name. Paths are relative to `in/`, with `/`."""
 
     def __init__(self, pictures: Iterable[str]) -> None:
-        self._paths: set[str] = set()
-        self._by_stem: dict[tuple[str, str], list[str]] = {}
-        for path in pictures:
-            folder, name = _split(path)
-            self._paths.add(path)
-            self._by_stem.setdefault((folder, _stem(name)), []).append(path)
+        self._paths = set(pictures)
+        self._by_stem: dict[str, str | list[str]] = {}
+        for path in self._paths:
+            stem = _cut(path)
+            other = self._by_stem.setdefault(stem, path)
+            if other is not path:
+                self._by_stem[stem] = [*other, path] if isinstance(other, list) else [other, path]
 
     def named(self, prompt: str, image: str) -> str | None:
         """The picture that a prompt names, beside it."""
@@ -129,24 +137,32 @@ class Index:
         `dog.jpg.json` is for `dog.jpg`; `dog.json` for the picture with stem `dog`; `dog.left.json` for `dog` too,
         if no picture is called `dog.left`.
         """
-        folder, _ = _split(prompt)
-        for stem in stems(prompt):
-            if _join(folder, stem) in self._paths:
-                return _join(folder, stem)
-            found = self._by_stem.get((folder, stem), [])
-            if len(found) == 1:
-                return found[0]
-            if found:
-                return Ambiguous(tuple(sorted(found)))
+        for stem in _stems(prompt):
+            if stem in self._paths:
+                return stem
+            found = self._by_stem.get(stem)
+            if found is not None:
+                return found if isinstance(found, str) else Ambiguous(tuple(sorted(found)))
         return None
 
 
 def stems(prompt: str) -> Iterator[str]:
     """What a prompt's picture may be called, with or without ending, most exact first: `dog.left`, then `dog`."""
-    stem = _stem(_split(prompt)[1])
-    while stem:
+    return _stems(_split(prompt)[1])
+
+
+def _stems(path: str) -> Iterator[str]:
+    start = path.rfind("/") + 1
+    stem = _cut(path)
+    while len(stem) > start:
         yield stem
-        stem = stem.rpartition(".")[0]
+        stem = stem[: max(stem.rfind(".", start), start)]
+
+
+def _cut(path: str) -> str:
+    """A path without its ending, as `posixpath.splitext` cuts it, in a third of the time."""
+    dot = path.rfind(".")
+    return path[:dot] if dot > path.rfind("/") + 1 and path[dot - 1] != "." else posixpath.splitext(path)[0]
 
 
 def job_id(prompt: str, picture: str, *, shares_stem: bool, twin: bool) -> str:

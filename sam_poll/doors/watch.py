@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ _NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "ceph", "gluster", "
 _MAX_WATCHES = 64  # each costs two threads in watchdog; more subfolders than this are found by the scan
 _MOUNTS = Path("/proc/self/mountinfo")
 
-Hinted = Callable[[Path, Hint, float], None]
+Hinted = Callable[[str, Hint, float], object]
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
@@ -54,7 +55,8 @@ def is_network(kind: str) -> bool:
 class Watcher:
     """Watches a folder and some of its subfolders, each by itself (recursive watches run out silently).
 
-    `wake` is set on every event; `hinted` is told path, hint and monotonic time. `close` ends its threads.
+    `hinted` is told path, hint and monotonic time of every event of a file; `wake` is set unless it answers False, and
+    when a folder comes or goes. That a file has gone, or was read, wakes nobody. `close` ends its threads.
     """
 
     def __init__(self, root: Path, wake: threading.Event, hinted: Hinted) -> None:
@@ -100,13 +102,15 @@ class Watcher:
         with contextlib.suppress(KeyError, OSError):
             self._observer.unschedule(watch)
 
-    def seen(self, kind: str, path: Path) -> None:
+    def seen(self, kind: str, path: str) -> None:
         """One event of the file `path`."""
         hint = _HINTS.get(kind)
-        if hint is not None:
-            self._hinted(path, hint, time.monotonic())
-        if kind != "opened":
-            self._wake.set()
+        if hint is not None and self._hinted(path, hint, time.monotonic()) is not False:
+            self.stirred()
+
+    def stirred(self) -> None:
+        """A folder has come or gone."""
+        self._wake.set()
 
 
 def _do_not_wait_for_partners() -> None:
@@ -143,7 +147,7 @@ class _Handler:
     def dispatch(self, event: Any) -> None:
         if event.is_directory:
             if event.event_type in ("created", "moved", "deleted"):
-                self._watcher.seen("folder", Path())
+                self._watcher.stirred()
             return
         path = event.dest_path if event.event_type == "moved" else event.src_path
-        self._watcher.seen(event.event_type, Path(path))
+        self._watcher.seen(event.event_type, os.fsdecode(path))

@@ -1,0 +1,165 @@
+"""The names in `in/`: which pictures and prompts lie there. A folder that has not changed is not listed again.
+
+Whether it has changed is told by its inode and times. They are compared for equality only, and how long they have been
+the same is measured by our own monotonic clock: no clock is compared with another machine's.
+
+What can still go wrong here: a file system that does not change a folder's times with its names hides a file for
+`TRUTH_S`; where other machines write (polling), every look is therefore a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.settle import is_temporary
+from sam_poll.fs import NOT_THERE
+
+OLD_S = 3.0  # FAT keeps times in steps of 2 s, all others in finer ones
+TRUTH_S = 300.0  # after this long nothing remembered is believed any more
+
+_PICTURE, _PROMPT, _OTHER = 1, 2, 0
+_ODD = frozenset(".~#")  # what `is_temporary` names begin with
+_MAX_ENDINGS = 1000
+_PASSED_OVER = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+class Unchanged:
+    """Whether a folder still has the names it had when it was last listed: `begin` a listing, later ask `holds`.
+
+    A listing counts only if the folder's times were older than their own steps when it began: whatever came after it
+    has then changed them. OSError, unless the folder is not there, which is a state like any other.
+    """
+
+    __slots__ = ("_clock", "_listed", "_since", "_stamp")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stamp: tuple[int, ...] | None = None
+        self._since = self._listed = 0.0
+
+    def begin(self, path: str) -> None:
+        """It is listed now."""
+        stamp = _stamp(path)
+        now = self._clock()
+        if stamp != self._stamp:
+            self._stamp, self._since = stamp, now
+        self._listed = now
+
+    def holds(self, path: str) -> bool:
+        """Whether listing it again would tell nothing new."""
+        if self._stamp is None or self._listed - self._since < OLD_S or self._clock() - self._listed >= TRUTH_S:
+            return False
+        return _stamp(path) == self._stamp
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return ()
+        raise
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+@dataclass(slots=True)
+class _Folder:
+    unchanged: Unchanged
+    pictures: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
+    closed: bool = False
+
+
+class Names:
+    """What lies in `in/` by name. Paths are relative to it, with `/`. Links are not followed.
+
+    `keep`: believe unchanged folders. Used by one thread.
+    """
+
+    def __init__(self, layout: Layout, *, keep: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._layout, self._keep, self._clock = layout, keep, clock
+        self._folders: dict[str, _Folder] = {}
+        self._kinds: dict[str, int] = {}
+        self.pictures: set[str] = set()
+        self.prompts: list[str] = []
+
+    @property
+    def below(self) -> set[str]:
+        """All subfolders, empty ones included."""
+        return self._folders.keys() - {""}
+
+    @property
+    def closed(self) -> set[str]:
+        """Subfolders that may not be read; what lies in them waits."""
+        return {path for path, folder in self._folders.items() if folder.closed}
+
+    def forget(self) -> None:
+        """Believe nothing at the next look."""
+        self._folders.clear()
+
+    def look(self) -> bool:
+        """List what may have changed. False: the same names as before. OSError when `in/` itself cannot be read."""
+        before, self._folders = self._folders, {}
+        pending, same = [""], True
+        try:
+            while pending:
+                path = pending.pop()
+                known = before.get(path)
+                folder = self._listed(path, known)
+                if folder:
+                    same = same and folder is known
+                    self._folders[path] = folder
+                    pending += folder.below
+        except OSError:
+            self._folders = {}
+            raise
+        if same and len(before) == len(self._folders):
+            return False
+        self.pictures = set().union(*(f.pictures for f in self._folders.values()))
+        self.prompts = [prompt for f in self._folders.values() for prompt in f.prompts]
+        return True
+
+    def _listed(self, path: str, known: _Folder | None) -> _Folder | None:
+        """The folder as it is now, `known` itself where it has the same names; None: it has vanished."""
+        where = f"{self._layout.input}/{path}" if path else str(self._layout.input)
+        folder = _Folder(known.unchanged if known else Unchanged(self._clock))
+        try:
+            if known and self._keep and folder.unchanged.holds(where):
+                return known
+            folder.unchanged.begin(where)
+            self._list(where, f"{path}/" if path else "", folder)
+        except _PASSED_OVER as error:
+            if not path:
+                raise
+            if not isinstance(error, PermissionError):
+                return None
+            folder.closed = True
+        return known if folder == known else folder
+
+    def _list(self, where: str, prefix: str, folder: _Folder) -> None:
+        kinds, pictures, prompts = self._kinds, folder.pictures, folder.prompts
+        with os.scandir(where) as entries:
+            for entry in entries:  # once for each file of a crowd: as little as can be
+                name = entry.name
+                kind = kinds.get(name[name.rfind(".") :])
+                if kind is None:
+                    kind = self._kind(name)
+                if kind and not (name[0] in _ODD and is_temporary(name)) and entry.is_file(follow_symlinks=False):
+                    (pictures if kind == _PICTURE else prompts).append(prefix + name)
+                elif name[0] != "." and entry.is_dir(follow_symlinks=False):
+                    folder.below.append(prefix + name)
+
+    def _kind(self, name: str) -> int:
+        ending = name[name.rfind(".") :]
+        if not ending.startswith(".") or is_temporary(f"x{ending}"):
+            return _OTHER
+        kind = _PROMPT if self._layout.is_prompt(name) else _PICTURE if self._layout.is_picture(name) else _OTHER
+        if len(self._kinds) < _MAX_ENDINGS:
+            self._kinds[ending] = kind
+        return kind
