@@ -314,6 +314,43 @@ def merge(
     typer.echo(f"{len(names)} files joined into {target}", err=True)
 
 
+@app.command()
+@reports
+def bench(
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help="A model; may be repeated. Default: by the device.")
+    ] = None,
+    size: Annotated[list[str] | None, typer.Option("--size", help="2048x1536; may be repeated.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", help="Jobs a round. Default: some seconds' worth.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds; the median counts. Default: 3.")] = None,
+    objects: Annotated[int, typer.Option("--objects", help="Objects in each picture.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = "auto",
+    part: Annotated[
+        list[str] | None, typer.Option("--part", help="speed, outside or latency; may be repeated. Default: all.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="A folder of your own JPEGs.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the speeds into this PNG.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round of the bundled model.")] = False,
+) -> None:
+    """Measure the naive loop, this program and the bare network side by side on this machine."""
+    from sam_poll.bench import command
+    from sam_poll.bench.plan import plan_of
+
+    plan = plan_of(
+        models=model or (),
+        sizes=size or (),
+        jobs=jobs,
+        rounds=rounds,
+        objects=objects,
+        device=device,
+        parts=part or (),
+        pictures=pictures,
+        quick=quick,
+    )
+    command.bench(plan, json_file=json_file, plot_file=plot)
+
+
 @models.command("list")
 @reports
 def models_list() -> None:

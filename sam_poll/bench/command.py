@@ -20,6 +20,7 @@ from sam_poll import console
 from sam_poll.bench.plan import BenchError, Plan
 from sam_poll.errors import UsageError
 
+_WIDTH = 140  # characters of a line where nobody says
 _NEEDED = ("skimage", "matplotlib")
 
 
@@ -66,7 +67,9 @@ def show(report: dict[str, Any]) -> None:
     """The tables, on stdout."""
     from sam_poll.bench.report import summary, tables
 
-    out = Console(soft_wrap=True)
+    out = Console()
+    if not out.is_terminal:  # a pipe has no edge
+        out.width = max(out.width, _WIDTH)
     out.print(summary(report), style="dim", highlight=False)
     for title, columns, rows in tables(report):
         out.print()

@@ -172,20 +172,20 @@ class Daemon(Child):
             raise self.trouble(f"no answer within {_PATIENCE_S:.0f} s")
 
     @property
-    def cpu_s(self) -> float | None:
-        """CPU seconds used so far, where the system tells."""
+    def cpu_s(self) -> float:
+        """CPU seconds used so far; 0 where the system does not tell."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return None
+        return 0.0
 
     @property
-    def peak_mib(self) -> float | None:
-        """Most main memory used so far, where the system tells."""
+    def peak_mib(self) -> float:
+        """Most main memory used so far; 0 where the system does not tell."""
         with contextlib.suppress(OSError, ValueError, StopIteration):
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
             return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-        return None
+        return 0.0
 
 
 @contextlib.contextmanager

@@ -39,8 +39,21 @@ def tables(report: dict[str, Any]) -> list[Table]:
     """All that was measured, for people."""
     made: list[Table] = []
     if report["speed"]:
-        columns = ["model", "pictures", "MB", "loop", "sam_poll", "limit", "× loop", "of the limit", "CPU s"]
-        made.append(("seconds a picture (median, least–most)", columns, [_speed_row(cell) for cell in report["speed"]]))
+        columns = [
+            "model",
+            "pictures",
+            "MB",
+            "loop",
+            "sam_poll",
+            "limit",
+            "× loop",
+            "of limit",
+            "CPU: loop",
+            "sam_poll",
+        ]
+        made.append(("seconds a picture", columns, [_speed_row(cell) for cell in report["speed"]]))
+        rows = [[m["name"], *(f"{m['peak_mib'][who]:.0f}" for who in ("loop", "sam_poll"))] for m in report["models"]]
+        made.append(("most main memory, MiB", ["model", "loop", "sam_poll"], rows))
     if report["outside"]:
         made.append(_outside_table(report["outside"]))
     if report["latency"]:
@@ -54,7 +67,6 @@ def tables(report: dict[str, Any]) -> list[Table]:
 
 
 def _speed_row(cell: dict[str, Any]) -> list[str]:
-    cpu = f"{statistics.median(cell['daemon_cpu_s']):.2f}" if cell["daemon_cpu_s"] else ""
     return [
         cell["model"],
         cell["pictures"],
@@ -62,7 +74,7 @@ def _speed_row(cell: dict[str, Any]) -> list[str]:
         *(_spread(cell[contestant]) for contestant in ("loop", "sam_poll", "limit")),
         f"{times_loop(cell):.1f}",
         f"{part_of_limit(cell):.0%}",
-        cpu,
+        *(f"{statistics.median(cell['cpu_s'][contestant]):.2f}" for contestant in ("loop", "sam_poll")),
     ]
 
 
@@ -86,10 +98,11 @@ def _latency_row(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(values: Sequence[float], times: float = 1) -> str:
-    """`1.23 (1.20–1.31)`."""
-    digits = 0 if times > 1 else 3 if statistics.median(values) < 0.3 else 2
-    low, middle, high = (f"{v * times:.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
+    """`1.23 ±4%`: the median, and half of what lies between the least and the most."""
+    middle = statistics.median(values)
+    digits = 0 if times > 1 else 3 if middle < 0.3 else 2
+    half = (max(values) - min(values)) / 2 / middle if middle else 0.0
+    return f"{middle * times:.{digits}f}" + (f" ±{half:.0%}" if len(values) > 1 else "")
 
 
 def times_loop(cell: dict[str, Any]) -> float:

@@ -25,9 +25,11 @@ from sam_poll.bench.weights import Weights, weights_for
 
 Tell = Callable[[str], None]
 
-ROUND_S = 8.0  # what a contestant's round should take
+CONTESTANTS = ("loop", "sam_poll", "limit")
+ROUND_S = 6.0  # what a contestant's round should take
 QUICK_S = 1.5
 MOST_JOBS = 48
+MOST_LOOPED = 6
 LEAST_JOBS = 4  # fewer, and filling and draining the pipeline is most of what is seen
 OUTSIDE_RUNS = 5
 LATENCY_RUNS = (5, 15)
@@ -35,7 +37,7 @@ LATENCY_RUNS = (5, 15)
 
 @dataclass
 class Cell:
-    """One model on one kind of picture: seconds a picture, one figure a round and contestant."""
+    """One model on one kind of picture: seconds a picture, one figure a round and contestant; CPU seconds likewise."""
 
     model: str
     pictures: str
@@ -45,7 +47,7 @@ class Cell:
     loop: list[float] = field(default_factory=list)
     sam_poll: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
-    daemon_cpu_s: list[float] = field(default_factory=list)
+    cpu_s: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in CONTESTANTS})
 
 
 def run(plan: Plan, tell: Tell) -> dict[str, Any]:
@@ -160,14 +162,15 @@ class _Bench:
     def _latency(self, contest: _Contest) -> dict[str, Any]:
         """One job at a time into an idle daemon, against the network alone; seconds."""
         subject = self._subjects()[0] if self._plan.pictures else pictures.made(SMALL, self._plan.objects)
-        network_s, _ = contest.warm_up(subject)
+        contest.warm_up(subject)
+        network_s, _ = contest.one(subject)
         least, most = (2, 2) if self._plan.quick else LATENCY_RUNS
         runs = min(max(round(self._round_s / max(network_s, 1e-3)), least), most)
         found: dict[str, Any] = {"model": contest.name, "pictures": subject.name, "network": [], "drop_to_result": []}
         for number in range(1, runs + 1):
             self._tell(f"{contest.name}, {subject.name}: drop to result, {number} of {runs}")
-            found["network"].append(contest.limit(batches=1, single=True)["seconds"])
-            found["drop_to_result"].append(contest.daemon.run(contest.supply.pairs(subject, 1)))
+            for name, seconds in zip(("network", "drop_to_result"), contest.one(subject), strict=True):
+                found[name].append(seconds)
         return found
 
     def _supply(self, root: Path) -> Supply:
@@ -196,45 +199,56 @@ class _Contest:
             self._own[subject.name] = paths(self.supply.pairs(subject, len(subject.jpegs)))
         return self._own[subject.name]
 
-    def _network(self, subject: Subject, batches: int, *, single: bool = False) -> float:
+    def _network(self, subject: Subject, batches: int, *, single: bool = False) -> tuple[float, float]:
+        """Seconds, and CPU seconds, a picture."""
         if self._ready != subject.name:
             answer = self.limit(pairs=self._fixed(subject))
             self.batch, self.step, self._ready = answer["batch"], answer["step"], subject.name
-        return float(self.limit(batches=batches, single=single)["seconds"])
+        answer = self.limit(batches=batches, single=single)
+        return answer["seconds"], answer["cpu_s"]
 
-    def _looped(self, subject: Subject, count: int) -> float:
+    def _looped(self, subject: Subject, count: int) -> tuple[float, float]:
         fixed = self._fixed(subject)
-        pairs = [fixed[number % len(fixed)] for number in range(count)]
-        return float(self.loop(pairs=pairs, out=str(self._root))["seconds"])
+        answer = self.loop(pairs=[fixed[number % len(fixed)] for number in range(count)], out=str(self._root))
+        return answer["seconds"], answer["cpu_s"]
 
-    def warm_up(self, subject: Subject) -> tuple[float, float]:
-        """Each runs what it will run; seconds of the network and of the loop for a picture."""
+    def _answered(self, subject: Subject, count: int) -> tuple[float, float]:
+        pairs = self.supply.pairs(subject, count)
+        before = self.daemon.cpu_s
+        seconds = self.daemon.run(pairs)
+        return seconds / count, (self.daemon.cpu_s - before) / count
+
+    def one(self, subject: Subject) -> tuple[float, float]:
+        """Seconds of the network for one picture, and from drop to result."""
+        network, _ = self._network(subject, 1, single=True)
+        return network, self._answered(subject, 1)[0]
+
+    def warm_up(self, subject: Subject) -> None:
+        """Each runs what it will run."""
         self._network(subject, 1)
-        looped = self._looped(subject, 1)
-        self.daemon.run(self.supply.pairs(subject, self.batch))
-        return self._network(subject, 1), looped
+        self._looped(subject, 1)
+        self._answered(subject, self.batch)
 
     def cell(self, subject: Subject, jobs: int | None, round_s: float) -> Cell:
-        """Nothing measured yet; how many jobs a round has."""
+        """Nothing measured yet, but how many jobs make a round of that length."""
         if jobs is None:
-            network_s = self._network(subject, 1)
+            network_s, _ = self._network(subject, 1)
             jobs = min(max(round(round_s / network_s), LEAST_JOBS, 2 * self.batch), MOST_JOBS)
         return Cell(self.name, subject.name, subject.megapixels, subject.megabytes, jobs)
 
     def round(self, subject: Subject, cell: Cell, title: str) -> None:
-        """One figure of each. The loop and the network do half the jobs: theirs do not depend on how many they are."""
+        """One figure of each. The loop and the network do fewer jobs: theirs do not depend on how many they are."""
         few = max(1, cell.jobs // 2)
-        self._tell(f"{title}: loop")
-        cell.loop.append(self._looped(subject, min(few, 6)))
-        self._tell(f"{title}: sam_poll")
-        pairs = self.supply.pairs(subject, cell.jobs)
-        before = self.daemon.cpu_s
-        cell.sam_poll.append(self.daemon.run(pairs) / cell.jobs)
-        after = self.daemon.cpu_s
-        if before is not None and after is not None:
-            cell.daemon_cpu_s.append((after - before) / cell.jobs)
-        self._tell(f"{title}: the bare network")
-        cell.limit.append(self._network(subject, max(1, few // self.batch)))
+        contestants: dict[str, Callable[[], tuple[float, float]]] = {
+            "loop": lambda: self._looped(subject, min(few, MOST_LOOPED)),
+            "sam_poll": lambda: self._answered(subject, cell.jobs),
+            "limit": lambda: self._network(subject, max(1, few // self.batch)),
+        }
+        for name, run_ in contestants.items():
+            self._tell(f"{title}: {name}")
+            seconds, cpu_s = run_()
+            getattr(cell, name).append(seconds)
+            cell.cpu_s[name].append(cpu_s)
 
 
 def _device(wanted: str) -> str:

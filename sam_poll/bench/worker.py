@@ -53,10 +53,11 @@ def _loop(order: dict[str, Any]) -> Handler:
     loop = Loop(Path(order["checkpoint"]), order["config"], order["device"])
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for picture, prompt in given["pairs"]:
             loop(Path(picture), Path(prompt), Path(given["out"]))
-        return {"seconds": (time.perf_counter() - started) / len(given["pairs"])}
+        count = len(given["pairs"])
+        return {"seconds": (time.perf_counter() - started) / count, "cpu_s": (time.process_time() - cpu) / count}
 
     return run
 
@@ -72,7 +73,10 @@ def _limit(order: dict[str, Any]) -> Handler:
         if "pairs" in given:
             limit.ready([(Path(picture), Path(prompt)) for picture, prompt in given["pairs"]])
             return {"batch": limit.batch, "step": limit.info.step}
-        return {"seconds": limit.run(given["batches"], single=given.get("single", False))}
+        cpu, single = time.process_time(), given.get("single", False)
+        seconds = limit.run(given["batches"], single=single)
+        count = given["batches"] * (1 if single else limit.batch)
+        return {"seconds": seconds, "cpu_s": (time.process_time() - cpu) / count}
 
     return run
 
