@@ -103,7 +103,8 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
     threads = min(8, max(1, cores // 2))
     return Sizes(
         decode_threads=threads if p.decode_threads == "auto" else p.decode_threads,
-        finish_threads=threads if p.finish_threads == "auto" else p.finish_threads,
+        # Those that write wait for the disk most of the time.
+        finish_threads=max(2, threads) if p.finish_threads == "auto" else p.finish_threads,
         queue=p.queue,
         batch_wait_s=p.batch_wait_ms / 1000,
         cache_mib=p.cache_mib,

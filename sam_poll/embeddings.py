@@ -25,8 +25,9 @@ class Embeddings:
 
     def put(self, key: tuple[str, int], embedding: Embedding) -> None:
         """Remember one; the least recently used go."""
+        before = self._kept.pop(key, None)
+        self._bytes += embedding.nbytes - (before.nbytes if before else 0)
         self._kept[key] = embedding
-        self._bytes += embedding.nbytes
         while self._bytes > self._limit and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 

@@ -83,7 +83,7 @@ def test_after_the_run_signals_are_as_they_were() -> None:
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 4), (64, 8)])
 def test_auto_threads_follow_the_cores(tmp_path: Path, cores: int, threads: int) -> None:
     sizes = app.sizes_of(made(tmp_path), cores)
-    assert (sizes.decode_threads, sizes.finish_threads) == (threads, threads)
+    assert (sizes.decode_threads, sizes.finish_threads) == (threads, max(2, threads))
     assert app.sizes_of(made(tmp_path, **{"pipeline.decode_threads": 3}), cores).decode_threads == 3
 
 

@@ -62,7 +62,14 @@ class Daemon:
     _serial = 0
 
     def __init__(
-        self, share: Path, *, module: str = "sam_poll", once: bool = False, logs: Path | None = None, **env: Any
+        self,
+        share: Path,
+        *,
+        module: str = "sam_poll",
+        once: bool = False,
+        logs: Path | None = None,
+        model: str = "fake",
+        **env: Any,
     ) -> None:
         Daemon._serial += 1
         self.share = share
@@ -71,7 +78,7 @@ class Daemon:
         self.thaw_at: float | None = None
         self._seen = False
         command = [sys.executable, "-m", module, "watch", str(share / "in")]
-        command += [*(["--once"] if once else []), "-m", "fake", "-f", "mask", "-f", "opex", "--log", "json"]
+        command += [*(["--once"] if once else []), "-m", model, "-f", "mask", "-f", "opex", "--log", "json"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(**env), cwd=HERE

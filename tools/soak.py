@@ -4,6 +4,9 @@ Before them come 3,000 that are not judged: caches fill. What is judged is the s
 The allocator is told to give back at once what it does not need: left alone, glibc keeps up to 15 MiB in its arenas,
 grows for some 15,000 jobs and shrinks again, so that no slope can be told.
 
+The network is the fake one, so that the daemon itself is judged; `--model demo` takes a real one (2,000 jobs of it tell
+a leak in the engine's room).
+
 What can still go wrong here: a leak on a path that these jobs do not take; and one smaller than the allowed slope.
 """
 
@@ -71,7 +74,7 @@ def slope(samples: list[Sample], what: str, warm: int = _WARM) -> float:
     return float(found[0])
 
 
-def soak(root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False) -> list[Sample]:
+def soak(root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False, model: str = "fake") -> list[Sample]:
     """Feed `jobs` jobs to one daemon, one in fifty of them to be refused; returns the samples."""
     share = new_share(root)
     dropped: list[File] = []
@@ -79,7 +82,7 @@ def soak(root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False
     looked = time.monotonic()
     # A cache of 1 MiB is full after about 1,000 of the fake network's embeddings.
     given: dict[str, Any] = {"pipeline__cache_mib": 1, "watch__settle_s": 0.1, "CHAOS_FORGET": 1, **_ALLOCATOR}
-    with Daemon(share, module="tools.chaos_daemon", **given) as daemon:
+    with Daemon(share, module="tools.chaos_daemon", model=model, **given) as daemon:
         daemon.started()
         ended = 0
         while ended < jobs:
@@ -118,11 +121,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--warm", type=int, default=_WARM, help="jobs before, which are not judged")
+    parser.add_argument("--model", default="fake", help="the network: fake, demo, or any other that is here")
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="sam_poll-soak-"))
     started = time.monotonic()
     try:
-        samples = soak(root, given.warm + given.jobs, tell=True)
+        samples = soak(root, given.warm + given.jobs, tell=True, model=given.model)
     finally:
         shutil.rmtree(root)
     seconds = time.monotonic() - started

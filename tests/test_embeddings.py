@@ -1,0 +1,55 @@
+"""Kept embeddings: a picture is encoded once, as long as there is room for what came of it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam_poll.embeddings import Embeddings
+from sam_poll.engines.fake import FakeEmbedding, FakeEngine
+from sam_poll.types import Frame, Size
+from tests.conftest import BOX, Daemon, Share, wait_until
+
+FRAME = Frame(Size(4, 4), 4, Size(4, 4), two_step=False)
+
+
+@given(st.integers(0, 5000), st.lists(st.tuples(st.integers(0, 9), st.integers(1, 2000)), max_size=60))
+def test_no_more_is_kept_than_there_is_room_for_but_always_the_last(limit: int, puts: list[tuple[int, int]]) -> None:
+    kept = Embeddings(limit)
+    for number, nbytes in puts:
+        made = FakeEmbedding(FRAME, str(number), nbytes)
+        kept.put((str(number), 4), made)
+        assert kept.get((str(number), 4)) is made
+        there = [found for n in range(10) if (found := kept.get((str(n), 4)))]
+        assert sum(found.nbytes for found in there) <= limit or there == [made]
+
+
+def test_what_was_used_longest_ago_goes_first() -> None:
+    kept = Embeddings(3000)
+    for name in "abc":
+        kept.put((name, 4), FakeEmbedding(FRAME, name, 1000))
+    kept.get(("a", 4))
+    kept.put(("d", 4), FakeEmbedding(FRAME, "d", 1000))
+    assert [name for name in "abcd" if kept.get((name, 4))] == ["a", "c", "d"]
+
+
+def test_letting_go_leaves_the_whole_room_and_says_whether_there_was_anything() -> None:
+    kept = Embeddings(2000)
+    assert not kept.let_go()
+    kept.put(("a", 4), FakeEmbedding(FRAME, "a", 1500))
+    assert kept.let_go()
+    assert kept.get(("a", 4)) is None
+    kept.put(("b", 4), FakeEmbedding(FRAME, "b", 1500))
+    kept.put(("c", 4), FakeEmbedding(FRAME, "c", 400))
+    assert kept.get(("b", 4))
+
+
+def test_a_prompt_that_comes_when_its_picture_is_done_costs_no_second_encoding(share: Share) -> None:
+    engine = FakeEngine()
+    with Daemon(share, engine, quiet_s=0.0, rescan_s=0.1, lone_s=0.0, events=False) as daemon:
+        share.pair("dog")
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+        share.drop("dog.ear.json", BOX)
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 2)
+    assert share.tree("output") == ["dog.ear.mask.png", "dog.mask.png"]
+    assert len(engine.encoded) == 1
