@@ -71,6 +71,9 @@ class _Member:
     pictures: OrderedDict[str, None] = field(default_factory=OrderedDict)
     troubles: set[str] = field(default_factory=set)
     uncounted: int = 0  # jobs handed out whose end it has not told
+    ended: dict[str, tuple[str, tuple[Any, ...]]] = field(
+        default_factory=dict
+    )  # those of them that have ended all the same
     answered: int = 0
     moved: float = 0.0
     info: ModelInfo | None = None
@@ -178,8 +181,10 @@ class Fleet:
             self._ending = True
             self._changed.notify_all()
         for member in self._members:
-            if member.wire:
+            if member.info and member.wire:
                 member.wire.send(word)
+            elif member.process:  # it is still loading, and has no job
+                member.process.kill()
 
     def _kill_after(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -239,7 +244,8 @@ class Fleet:
         failures = 0
         while not self._ending:
             try:
-                self._start(member)
+                if not self._start(member):
+                    return
                 try:
                     self._listen(member)
                 finally:
@@ -268,9 +274,13 @@ class Fleet:
             self._fatal = self._fatal or error
             self._changed.notify_all()
 
-    def _start(self, member: _Member) -> None:
+    def _start(self, member: _Member) -> bool:
+        """False: it is too late for that."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, self._changed:  # who ends the fleet sees it, or it sees that the fleet ends
+            if self._ending:
+                ours.close()
+                return False
             number = theirs.fileno()
             member.process = subprocess.Popen(  # noqa: S603  our own module
                 [*self._command, str(number)],
@@ -282,8 +292,7 @@ class Fleet:
         member.error, member.over, member.answered = None, False, 0
         member.wire = Wire(Connection(ours.detach()))
         member.wire.send(member.post.equip, member.post.log_level)
-        if self._ending:  # said before there was a wire
-            member.wire.send("stop")
+        return True
 
     def _listen(self, member: _Member) -> None:
         assert member.wire is not None
@@ -308,9 +317,12 @@ class Fleet:
             begun, member.begun = member.begun, set()
             member.wants, member.info, member.calls = False, None, {}
             member.pictures.clear()
-            uncounted, member.uncounted = member.uncounted, 0
+            ended, member.ended = member.ended, {}
+            uncounted, member.uncounted = member.uncounted - len(ended), 0
         for number, job in left.items():
             self._give_back(job, blame=number in begun and not member.killed)
+        for what, arguments in ended.values():
+            getattr(self.stats, what)(*arguments)
         for _ in range(uncounted):
             self.stats.released(getattr(member.error, "code", "device"))
         for kind in list(member.troubles):
@@ -340,8 +352,9 @@ class Fleet:
         """Ask the door what a process wants of it, and tell that what came of it."""
         assert member.wire is not None
         reply: Exception | None = None
+        job = member.jobs[number]
         try:
-            getattr(self._door, what)(member.jobs[number], *arguments)
+            getattr(self._door, what)(job, *arguments)
         except Exception as error:  # noqa: BLE001  it is the pipeline over there that knows what to do
             reply = portable(error)
         if reply is None or isinstance(reply, LostError) or what in ("release", "defer"):  # nobody calls again
@@ -349,11 +362,16 @@ class Fleet:
                 member.jobs.pop(number, None)
                 member.begun.discard(number)
                 member.calls.pop(number, None)
+                if reply is None and what == "deliver":  # to be counted, even if that process does not live to do it
+                    member.ended[job.id] = "answered", (job.id, 0, {})
+                elif reply is None and what == "reject":
+                    member.ended[job.id] = "rejected", (job.id, arguments[0].code)
         member.wire.send("reply", number, reply)
 
     def _on_count(self, member: _Member, what: str, arguments: tuple[Any, ...]) -> None:
         with self._changed:
             member.uncounted -= 1
+            member.ended.pop(arguments[0], None)
         member.answered += what == "answered"
         getattr(self.stats, what)(*arguments)
 

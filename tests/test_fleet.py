@@ -174,6 +174,8 @@ def test_a_killed_process_is_replaced_and_its_jobs_are_answered(share: Share, tm
         gate.unlink()
         wait_until(lambda: fleet.stats.now().answered == 20)
         assert fleet.processes[1] == first[1]
+        assert sum(fleet.stats.now().released.values()) > 0
+        assert fleet.stats.now().at_work == 0
     assert len(share.tree("output")) == 20
     assert share.tree("failed") == []
 
@@ -246,6 +248,26 @@ def test_stop_finishes_what_is_at_work_and_ends_the_processes(share: Share, tmp_
     assert share.tree("work") == []
 
 
+def test_a_stop_does_not_wait_for_a_process_that_is_being_started(share: Share, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    share.pair("dog", prompt=labelled("once crash"))
+    with fleet_of(partial(slow_to_come_back, gate), count=1) as fleet:
+        with watching(share, fleet):
+            wait_until(lambda: fleet._members[0].process and gate.exists() and not fleet._members[0].info)
+            again = fleet.processes
+            wait_until(lambda: fleet.processes != again)
+        assert fleet.stats.now().at_work == 0
+    assert [name for name in [*share.tree("input"), *share.at_work()] if name.endswith(".json")] == ["dog.json"]
+
+
+def slow_to_come_back(gate: Path) -> Equipment:
+    """Ready at once the first time, and not for an hour the second."""
+    if gate.exists():
+        threading.Event().wait(3600)
+    gate.touch()
+    return equipped(Trapped, gate.with_name("once"))
+
+
 def test_a_process_that_hangs_is_killed_at_the_end_and_its_jobs_go_back_unblamed(share: Share, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
@@ -278,6 +300,29 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_an_answer_counts_even_if_its_process_does_not_live_to_count_it(share: Share) -> None:
+    class Door:
+        def deliver(self, *_: Any) -> None: ...
+        def reject(self, *_: Any) -> None: ...
+        def abandon(self, *_: Any) -> None: ...
+
+    fleet = Fleet([Post("a", equipped, {})], threading.Event())
+    (member,) = fleet._members
+    fleet._door, member.wire = Door(), Recorder()  # type: ignore[assignment]
+    for name in ("delivered", "rejected", "neither"):
+        member.wants = True
+        fleet.stats.took()
+        assert fleet._placed(Job(name, name, b"", (Prompt(),)))
+    fleet._call(member, 1, "deliver", ([],))
+    fleet._call(member, 2, "reject", (errors.PromptError("odd"),))
+    fleet._on_begun(member, 3)
+    member.process = subprocess.Popen([sys.executable, "-c", ""])
+    fleet._bury(member)
+    now = fleet.stats.now()
+    assert (now.answered, now.rejected, now.released, now.at_work) == (1, 1, {"device": 1}, 0)
+    assert now.reasons == {"prompt": 1}
 
 
 # ── trouble and signs of life ──
@@ -329,6 +374,8 @@ class Recorder:
 
     def send(self, *message: Any) -> None:
         self.sent.append(message)
+
+    def close(self) -> None: ...
 
 
 def test_a_pictures_further_prompts_go_to_the_process_that_knows_it() -> None:
