@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -22,8 +23,9 @@ from loguru import logger
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from sam_poll.engines.chunks import chunks, prompt_groups
 from sam_poll.engines.memory import Step
-from sam_poll.errors import ModelError, PromptError
+from sam_poll.errors import ModelError
 from sam_poll.geometry import to_network
 from sam_poll.types import Embedding, Frame, Logits, ModelInfo, Picture, Pixels, Prepared, Prompt, Size
 
@@ -81,7 +83,8 @@ class TorchEngine:
         self.model = model.eval()
         self.name = name
         self._weights = weights
-        self._precision = "float32"
+        self._rounded = False  # weights have been in half precision since they were last read
+        self._ready: Step | None = None  # the step that everything is set to; None in the middle of a change
         self._dense_pe: dict[tuple[int, int], Tensor] = {}
         self.apply(step)
 
@@ -120,7 +123,6 @@ class TorchEngine:
     @property
     def info(self) -> ModelInfo:
         step = self.step
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
         return ModelInfo(
             name=self.name,
             family=self.family,
@@ -128,7 +130,6 @@ class TorchEngine:
             device=step.device,
             precision=step.precision,
             step=str(step),
-            peak_mib=peak,
         )
 
     @property
@@ -143,20 +144,16 @@ class TorchEngine:
     def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
         """One embedding for each picture, in order, at most `batch` of them at once in the network."""
         fitted = [self._fitted(picture) for picture in pictures]
-        return [embedding for chunk in _chunks(fitted, self.step.batch) for embedding in self._encode_chunk(chunk)]
+        return [embedding for chunk in chunks(fitted, self.step.batch) for embedding in self._encode_chunk(chunk)]
 
     @torch.inference_mode()
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
         """One chosen mask for each prompt, in order. Prompts of one shape share decoder calls, so none is padded."""
         features = self._here(embedding)
-        groups: dict[tuple[int, bool, bool], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            if not prompt.points and prompt.box is None:
-                raise PromptError("a prompt needs a point or a box", place=f"objects[{index}]")
-            groups.setdefault((len(prompt.points), prompt.box is not None, prompt.ambiguous), []).append(index)
         found: dict[int, Logits] = {}
-        for (_, _, ambiguous), indices in groups.items():
-            for chunk in _chunks(indices, self.step.prompts_per_call):
+        for indices in prompt_groups(prompts):
+            ambiguous = prompts[indices[0]].ambiguous
+            for chunk in chunks(indices, self.step.prompts_per_call):
                 batch = self._prompt_batch([prompts[index] for index in chunk], features.frame)
                 found.update(zip(chunk, self._decode_chunk(features, batch, ambiguous), strict=True))
         return [found[index] for index in range(len(prompts))]
@@ -167,31 +164,47 @@ class TorchEngine:
     # ── adaptive.Steppable ──
 
     def apply(self, step: Step) -> None:
-        """Runs on `step` from now on. Embeddings made before still decode."""
-        self.step = step
+        """Runs on `step` from now on. Embeddings made before still decode.
+
+        When it fails, with whatever error, the next `apply` of any step mends what was left half done.
+        """
+        before, self.step = self._ready, step
+        if before and before.network == step.network:
+            return
+        self._ready = None
         self.device = torch.device(step.device)
-        if step.precision == "float32" and self._precision != "float32":
-            self._restore()
-        self.model.to(self.device)
-        dtype = getattr(torch, step.precision)
-        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
-        self.model.image_encoder.to(dtype=dtype, memory_format=layout)
-        self._precision = step.precision
+        if step.precision == "float32":
+            self.model.to(self.device)
+            if self._rounded:
+                self._restore()
+        else:  # rounded first: what is too large for the device in float32 never gets there
+            self._rounded = True
+            self._set_weights(getattr(torch, step.precision))
+            self.model.to(self.device)
+        self._set_weights(getattr(torch, step.precision))
         self._dense_pe.clear()
         self._set_side(step.side)
+        self._ready = step
+
+    def _set_weights(self, dtype: torch.dtype) -> None:
+        # Channels last: convolutions of a card are faster so. On a CPU it makes no difference (within 2 %).
+        layout = torch.channels_last if self.device.type == "cuda" else torch.preserve_format
+        self.model.image_encoder.to(dtype=dtype, memory_format=layout)
 
     def _restore(self) -> None:
         """Float32 weights again; the rounded ones only where there is no checkpoint to read any more."""
         self.model.float()
         if not self._weights:
+            self._rounded = False
             return
         try:
             weights = self._weights()
         except ModelError as error:
             logger.warning("{}: going on with rounded weights: {}", self.name, error)
-            return
-        self._set_side(self.native_side)
-        self.model.load_state_dict(weights, strict=False)  # checked when it was first read
+        else:
+            self._set_side(self.native_side)
+            self.model.load_state_dict(weights, strict=False)  # checked when it was first read
+        self._rounded = False
 
     def free(self) -> None:
         gc.collect()
@@ -199,11 +212,12 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def memory_report(self) -> str:
-        if self.device.type != "cuda":
-            return "host memory"
-        free, total = (count / 2**20 for count in torch.cuda.mem_get_info(self.device))
-        ours = torch.cuda.memory_allocated(self.device) / 2**20
-        return f"{free:.0f} of {total:.0f} MiB free, {ours:.0f} MiB ours"
+        if self.device.type != "cpu":
+            return "the device's memory"
+        free, total = (
+            os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**20 for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+        )
+        return f"{free:.0f} of {total:.0f} MiB of the host's memory free"
 
     # ── inside ──
 
@@ -281,7 +295,3 @@ class TorchEngine:
         if (height, width) not in self._dense_pe:
             self._dense_pe[height, width] = encoder.get_dense_pe()
         return self._dense_pe[height, width]
-
-
-def _chunks(items: Sequence[Any], length: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + length] for start in range(0, len(items), length))

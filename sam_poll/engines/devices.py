@@ -6,9 +6,13 @@ What can still go wrong here: a driver that is there but broken shows itself onl
 from __future__ import annotations
 
 import re
+from collections.abc import MutableMapping
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from sam_poll.errors import ModelError
+
+_ALLOCATOR, _OLD_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 AMPERE = (8, 0)  # the first with bfloat16 in hardware
@@ -99,6 +103,17 @@ def _has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
         if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
             return True
     return not architectures  # a build that does not say (ROCm) is trusted
+
+
+def allocator_settings(environment: MutableMapping[str, str]) -> None:
+    """Lets torch's CUDA allocator grow its segments, so that memory free in pieces is not lost. Before torch's import.
+
+    Torch before 2.9 reads only PYTORCH_CUDA_ALLOC_CONF; later ones (tried: 2.15) read PYTORCH_ALLOC_CONF first, and
+    the older name where that is not set. Whoever has set either keeps it.
+    """
+    if not any(name in environment for name in (_ALLOCATOR, _OLD_ALLOCATOR)):
+        release = tuple(int(part) for part in re.findall(r"\d+", version("torch"))[:2])
+        environment[_ALLOCATOR if release >= (2, 9) else _OLD_ALLOCATOR] = "expandable_segments:True"
 
 
 def limit_memory(name: str, budget_mib: int | None, reserve_mib: int) -> None:

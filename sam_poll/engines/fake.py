@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from sam_poll.engines.chunks import prompt_groups
 from sam_poll.engines.memory import Step
-from sam_poll.errors import PromptError
 from sam_poll.types import Box, Embedding, Field, Frame, Logits, ModelInfo, Picture, Point, Prepared, Prompt, Size
 
 RADIUS = 1 / 8  # of a point's disc, in parts of the picture's shorter side
@@ -80,9 +80,7 @@ class FakeEngine:
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
         self._count("decode")
         frame = embedding.frame
-        for index, prompt in enumerate(prompts):
-            if not prompt.points and prompt.box is None:
-                raise PromptError("a prompt needs a point or a box", place=f"objects[{index}]")
+        prompt_groups(prompts)
         return [Logits(drawn(prompt, frame), 0.9 if prompt.ambiguous else 0.95, frame) for prompt in prompts]
 
     def relieve_by(self, let_go: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,20 @@ from loguru import logger
 
 from sam_poll.engines import checkpoint, devices
 from sam_poll.engines.adaptive import AdaptiveEngine
-from sam_poll.engines.catalog import ModelSpec
+from sam_poll.engines.catalog import ModelSpec, cache_dir
+from sam_poll.engines.estimate import footprint_of
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.engines.memory import Plan, Step, cpu_prompts
+from sam_poll.engines.meter import CudaMeter, Meter
+from sam_poll.engines.needs import Key, Needs
+from sam_poll.engines.peaks import NAME as PEAKS
+from sam_poll.engines.peaks import Peaks
 from sam_poll.errors import ExitCode, ModelError, TooLargeError
 from sam_poll.types import Box, Engine, Picture, Point, Prompt, Size
 
-GPU_PROMPTS = 64  # a decoder call of 64 prompts takes about 3 GB in float32 at side 1024, half that in half precision
+GPU_PROMPTS = (
+    64  # at most; at side 1024 each takes 28 MiB in float32 (`estimate`), and what fits is chosen before a call
+)
 GPU_BATCH = 8
 BACKSTOP_S = 5.0
 
@@ -121,7 +128,8 @@ def load(
         if chosen.name.startswith("cuda"):
             devices.limit_memory(chosen.name, budget_mib, reserve_mib)
         try:
-            engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side)
+            meter = _meter(chosen.name, budget_mib, reserve_mib)
+            engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side, meter=meter)
             if warmup:
                 with stages.stage("warm-up"):
                     warm_up(engine)
@@ -134,6 +142,8 @@ def load(
 def _import(family: str | None) -> None:
     """Imports torch and the family's package, so that a hang in an import is told from one in reading."""
     try:
+        if "torch" not in sys.modules:
+            devices.allocator_settings(os.environ)
         import torch  # noqa: F401
 
         if family == "sam1":
@@ -148,7 +158,13 @@ def _import(family: str | None) -> None:
 
 
 def _build(
-    spec: ModelSpec, device: devices.Device, stages: Stages, *, max_batch: int | None, min_side: int
+    spec: ModelSpec,
+    device: devices.Device,
+    stages: Stages,
+    *,
+    max_batch: int | None,
+    min_side: int,
+    meter: Meter | None,
 ) -> AdaptiveEngine:
     path = _checkpoint_path(spec)
     if not spec.sha256 and spec.name != "demo":
@@ -168,8 +184,26 @@ def _build(
     model, engine_class = make(spec, weights, stages)
     first = _first_step(device, _side_of(model), max_batch)
     plan = Plan(first, min_side=min_side, half=device.half)
+    footprint = footprint_of(model)
+    peaks = None
+    if meter:
+        network = f"{spec.name}, {footprint.weights_mib('float32'):.1f} MiB, {meter.card}"
+        peaks = Peaks(cache_dir() / PEAKS, network)
+    needs = Needs(footprint, peaks.read() if peaks else None)
     with stages.stage("to device"):
-        return AdaptiveEngine(engine_class(model, name=spec.name, weights=lambda: checkpoint.read(path)), plan)
+        engine = engine_class(model, name=spec.name, weights=lambda: checkpoint.read(path))
+        return AdaptiveEngine(engine, plan, needs=needs, meter=meter, keep=peaks.keep if peaks else _forget)
+
+
+def _forget(measured: Mapping[Key, float]) -> None:
+    """There is no meter, so there is nothing to keep."""
+
+
+def _meter(device: str, budget_mib: int | None, reserve_mib: int) -> Meter | None:
+    """Reads a card's memory; None where there is nothing to read (CPU, MPS)."""
+    if not device.startswith("cuda"):
+        return None
+    return CudaMeter(device, budget_mib=budget_mib, reserve_mib=reserve_mib)
 
 
 def _checkpoint_path(spec: ModelSpec) -> Path:

@@ -1,0 +1,134 @@
+"""A card that is told here: a capacity, what others hold, weights, embeddings, activations; full is full.
+
+`Card` is a `meter.Meter`; `CardEngine` is the fake engine with a real network's appetite, which takes from it what such
+a network would and raises as torch does. Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam_poll.engines.chunks import chunks, prompt_groups
+from sam_poll.engines.estimate import MIB, Footprint
+from sam_poll.engines.fake import FakeEmbedding, FakeEngine
+from sam_poll.engines.memory import Call, Step
+from sam_poll.engines.meter import Reading
+from sam_poll.types import Embedding, Frame, Logits, Picture, Prepared, Prompt, Size
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@dataclass
+class Card:
+    """All in MiB. `others_mib`: what other processes hold; may be changed at any time."""
+
+    capacity_mib: float
+    others_mib: float = 0.0
+    reserve_mib: float = 0.0
+    budget_mib: float | None = None
+    card: str = "told card"
+    held_mib: float = 0.0
+    most_mib: float = 0.0
+
+    def take(self, mib: float) -> None:
+        free = self.capacity_mib - self.others_mib - self.held_mib
+        if self.budget_mib is not None:
+            free = min(free, self.budget_mib - self.held_mib)
+        if mib > max(free, 0.0):
+            raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {mib:.2f} MiB; {free:.0f} MiB are free")
+        self.held_mib += mib
+        self.most_mib = max(self.most_mib, self.held_mib)
+
+    def give(self, mib: float) -> None:
+        self.held_mib -= mib
+
+    @contextmanager
+    def taken(self, mib: float) -> Iterator[None]:
+        self.take(mib)
+        try:
+            yield
+        finally:
+            self.give(mib)
+
+    def read(self) -> Reading:
+        device_free = max(0.0, self.capacity_mib - self.others_mib - self.held_mib)
+        free = device_free - self.reserve_mib
+        if self.budget_mib is not None:
+            free = min(free, self.budget_mib - self.held_mib)
+        return Reading(max(0.0, free), device_free, self.capacity_mib, self.held_mib, self.budget_mib)
+
+    def start(self) -> None:
+        self.most_mib = self.held_mib
+
+    def peak_mib(self) -> float:
+        return self.most_mib
+
+
+class CardEngine(FakeEngine):
+    """`truth` is how many times the estimate its calls really take. Its weights are on the host until `apply`."""
+
+    def __init__(self, card: Card, footprint: Footprint, *, side: int = 1024, truth: float = 1.0) -> None:
+        super().__init__(side=side)
+        self.card, self.footprint, self.truth = card, footprint, truth
+        self.weights_mib = 0.0
+        self.taken: list[Step] = []  # steps with another network than the one before
+
+    def apply(self, step: Step) -> None:
+        if not self.taken or step.network != self.taken[-1].network:
+            self.taken.append(step)
+        wanted = 0.0 if step.device == "cpu" else self.footprint.weights_mib(step.precision)
+        if wanted > self.weights_mib:
+            self.card.take(wanted - self.weights_mib)
+        else:
+            self.card.give(self.weights_mib - wanted)
+        self.weights_mib = wanted
+        super().apply(step)
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Small, whatever the side: thousands of masks are drawn."""
+        frame = Frame(picture.size, 16, Size(16, 16), two_step=False)
+        return Prepared(np.zeros((16, 16, 3), np.uint8), frame, picture.digest)
+
+    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+        found: list[Embedding] = []
+        for chunk in chunks(pictures, self.step.batch):
+            with self._activations("encode", len(chunk)):
+                made = super().encode(chunk)
+            found += [self._kept(embedding) for embedding in made]
+        return found
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
+        for group in prompt_groups(prompts):
+            for chunk in chunks(group, self.step.prompts_per_call):
+                with self._activations("decode", len(chunk)):
+                    pass
+        return super().decode(embedding, prompts)
+
+    @contextmanager
+    def _activations(self, call: Call, count: int) -> Iterator[None]:
+        step = self.step
+        mib = self.truth * self.footprint.call_mib(call, step.precision, step.side, count)
+        with self.card.taken(0.0 if step.device == "cpu" else mib):
+            yield
+
+    def _kept(self, embedding: Embedding) -> Embedding:
+        """On the card until nobody has it any more."""
+        assert isinstance(embedding, FakeEmbedding)
+        frame = embedding.frame
+        mib = self.footprint.embedding_mib(self.step.precision, self.step.side)
+        kept = Kept(frame, embedding.digest, int(mib * MIB))
+        if self.step.device != "cpu":
+            self.card.take(mib)
+            weakref.finalize(kept, self.card.give, mib)
+        return kept
+
+
+class Kept(FakeEmbedding):
+    """With room for weak references, which a slotted class has none for."""

@@ -1,0 +1,357 @@
+"""The plan by free memory, on a card that is told: what fits is chosen before it fails, and what fails costs nobody."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sam_poll.engines.adaptive import AdaptiveEngine
+from sam_poll.engines.estimate import Footprint
+from sam_poll.engines.memory import Plan, Step, cpu_step
+from sam_poll.engines.needs import Needs
+from sam_poll.errors import TooLargeError
+from sam_poll.types import Box, Logits, Picture, Prompt, Size
+from tests.fake_card import Card, CardEngine, OutOfMemoryError
+
+# The published networks' numbers, as test_estimate.py reads them off their architectures.
+TINY = Footprint(27_219_136, 4_436_450, 69.0, 18.5, 0.0, 256, 4)
+LARGE = Footprint(212_703_280, 4_436_450, 102.0, 0.0, 0.0, 256, 4)
+VIT_H = Footprint(637_026_048, 4_064_560, 58.0, 0.0, 128.0, 256, 1)
+
+PICTURE = Picture(np.zeros((48, 64, 3), np.uint8), Size(64, 48), "a")
+BOX = Prompt(box=Box(10, 10, 50, 40))
+FIRST = Step("bfloat16", 64, 8, 1024, "cuda:0")
+
+
+def on(
+    card: Card, footprint: Footprint, first: Step = FIRST, **options: Any
+) -> tuple[AdaptiveEngine, CardEngine, Needs]:
+    """An engine on a card; `truth` is how far the estimates are off."""
+    engine = CardEngine(card, footprint, truth=options.pop("truth", 1.0))
+    needs = Needs(footprint, options.pop("measured", None), patience=options.pop("patience", 50))
+    plan = Plan(first, half=options.pop("half", "bfloat16"), **options.pop("plan", {}))
+    return AdaptiveEngine(engine, plan, needs=needs, meter=card, **options), engine, needs
+
+
+def asked(adaptive: AdaptiveEngine, pictures: int = 1, prompts: int = 1) -> list[list[Logits]]:
+    embeddings = adaptive.encode([adaptive.prepare(PICTURE)] * pictures)
+    return [adaptive.decode(embedding, [BOX] * prompts) for embedding in embeddings]
+
+
+# -- the step at the start ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_whose_float32_weights_do_not_fit_goes_over_in_half_precision() -> None:
+    _, engine, _ = on(Card(2000), VIT_H, replace(FIRST, precision="float32"))
+    assert [step.precision for step in engine.taken] == ["bfloat16"]
+
+
+def test_float32_weights_that_leave_no_room_for_a_call_go_over_in_half_precision_too() -> None:
+    card = Card(VIT_H.weights_mib("float32") + 100)
+    _, engine, _ = on(card, VIT_H, replace(FIRST, precision="float32"))
+    assert [step.precision for step in engine.taken] == ["bfloat16"]
+
+
+def test_a_model_whose_weights_fit_in_no_way_never_goes_to_the_card() -> None:
+    card = Card(1000)
+    adaptive, engine, _ = on(card, VIT_H)
+    assert engine.taken == [cpu_step(1024)]
+    assert card.held_mib == 0
+    assert adaptive.ooms == 0
+    assert len(asked(adaptive)) == 1
+
+
+def test_where_there_is_room_the_first_step_is_kept() -> None:
+    adaptive, engine, _ = on(Card(80_000), VIT_H, replace(FIRST, precision="float32"))
+    asked(adaptive, 8, 64)
+    assert engine.taken == [replace(FIRST, precision="float32")]
+    assert adaptive.ooms == 0
+    assert engine.step == adaptive.plan.first
+
+
+def test_an_estimate_alone_does_not_cost_the_side() -> None:
+    """Half of what is estimated is there, and half is what it takes: it is tried, and works."""
+    room = LARGE.call_mib("encode", "bfloat16", 1024, 1) / 2
+    adaptive, engine, _ = on(Card(LARGE.weights_mib("bfloat16") + room + 20), LARGE, truth=0.45)
+    asked(adaptive)
+    assert (engine.step.side, engine.step.device) == (1024, "cuda:0")
+
+
+def test_a_peak_that_was_measured_before_is_believed_at_the_start() -> None:
+    measured = {("encode", "bfloat16", 1024, 1): 900.0}
+    adaptive, engine, _ = on(Card(LARGE.weights_mib("bfloat16") + 700), LARGE, measured=measured)
+    assert engine.taken[0].side == 768
+    asked(adaptive)
+    assert adaptive.ooms == 0
+
+
+# -- what goes into one call -------------------------------------------------------------------------------------------
+
+
+def test_as_many_pictures_and_prompts_go_into_a_call_as_fit_and_nothing_fails() -> None:
+    room = TINY.call_mib("encode", "bfloat16", 1024, 4) * 1.1 + 200
+    adaptive, engine, _ = on(Card(TINY.weights_mib("bfloat16") + room), TINY)
+    asked(adaptive, 8, 64)
+    assert adaptive.ooms == 0
+    assert engine.step.batch == 8  # a decode chose prompts only
+    adaptive.encode([adaptive.prepare(PICTURE)] * 8)
+    assert engine.step.batch == 4
+    assert adaptive.plan.step == FIRST
+
+
+def test_others_on_the_card_make_chunks_smaller_and_their_going_makes_them_larger() -> None:
+    card = Card(4000)
+    adaptive, engine, _ = on(card, LARGE)
+    prepared = [adaptive.prepare(PICTURE)] * 8
+    sizes = []
+    for others in (0, 2500, 0):
+        card.others_mib = others
+        adaptive.encode(prepared)
+        sizes.append(engine.step.batch)
+    assert sizes[0] == sizes[2] == 8
+    assert sizes[1] < 8
+    assert adaptive.ooms == 0
+
+
+def test_the_reserve_is_left_to_others_and_the_budget_is_kept() -> None:
+    for limits in ({"reserve_mib": 3000.0}, {"budget_mib": 1000.0}):
+        card = Card(4000, **limits)
+        adaptive, _, _ = on(card, LARGE)
+        asked(adaptive, 8, 64)
+        assert card.most_mib <= 1000
+        assert adaptive.ooms == 0
+
+
+def test_a_measured_peak_replaces_the_estimate() -> None:
+    room = TINY.call_mib("encode", "bfloat16", 1024, 8) * 0.6
+    card = Card(TINY.weights_mib("bfloat16") + room)
+    adaptive, engine, needs = on(card, TINY, truth=0.5)
+    prepared = [adaptive.prepare(PICTURE)] * 8
+    sizes = []
+    for count in (8, 1, 4, 8, 8):
+        adaptive.encode(prepared[:count])
+        sizes.append(engine.step.at_once("encode"))
+    assert sizes[0] == 4  # by the estimate
+    assert sizes[-1] == 8  # by what fewer pictures took
+    assert ("encode", "bfloat16", 1024, 8) in needs.measured
+    assert adaptive.ooms == 0
+
+
+def test_the_masks_are_those_of_an_undisturbed_run() -> None:
+    free, tight = on(Card(80_000), LARGE)[0], on(Card(700), LARGE)[0]
+    for one, other in zip(asked(free, 5, 33), asked(tight, 5, 33), strict=True):
+        for logits, expected in zip(one, other, strict=True):
+            assert logits.score == expected.score
+            np.testing.assert_array_equal(logits.pixels, expected.pixels)
+
+
+# -- out of memory all the same ----------------------------------------------------------------------------------------
+
+
+def test_an_estimate_that_was_too_low_is_corrected_by_one_failure() -> None:
+    card = Card(LARGE.weights_mib("bfloat16") + LARGE.call_mib("encode", "bfloat16", 1024, 8) + 10)
+    adaptive, engine, _ = on(card, LARGE, truth=1.5)
+    prepared = [adaptive.prepare(PICTURE)] * 8
+    for _ in range(5):
+        assert len(adaptive.encode(prepared)) == 8
+    assert adaptive.ooms == 1
+    assert engine.step.batch == 4
+    assert adaptive.plan.step == FIRST  # nothing slow was changed
+
+
+def test_what_failed_is_not_tried_again_until_there_is_more_memory() -> None:
+    card = Card(LARGE.weights_mib("bfloat16") + 240)
+    adaptive, engine, _ = on(card, LARGE, truth=2.0)
+    for _ in range(20):
+        asked(adaptive)
+    assert adaptive.ooms == 2  # at 1024 and at 768
+    assert engine.step.side == 512
+    card.capacity_mib += 2000
+    asked(adaptive)
+    assert (engine.step.side, adaptive.plan.step) == (1024, FIRST)
+    assert adaptive.ooms == 2
+
+
+def test_what_was_not_enough_by_accident_is_tried_again_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process took the memory for an instant, and had given it back when free memory was read."""
+    card = Card(LARGE.weights_mib("bfloat16") + 600)
+    adaptive, engine, _ = on(card, LARGE, patience=5)
+    engine.fail("encode", OutOfMemoryError("CUDA out of memory"), times=1)
+    sides = []
+    for _ in range(8):
+        asked(adaptive)
+        sides.append(engine.step.side)
+    assert sides[0] == 768
+    assert sides[-1] == 1024
+
+
+def test_kept_embeddings_are_given_up_before_the_side() -> None:
+    card = Card(LARGE.weights_mib("bfloat16") + 350)
+    adaptive, engine, _ = on(card, LARGE)
+    kept: list[Any] = []
+    given_up = []
+
+    def let_go() -> bool:
+        given_up.append(len(kept))
+        had, kept[:] = bool(kept), []
+        return had
+
+    adaptive.relieve_by(let_go)
+    for _ in range(12):
+        kept += adaptive.encode([adaptive.prepare(PICTURE)])
+        gc.collect()
+    assert given_up
+    assert all(given_up)
+    assert (engine.step.side, engine.step.device) == (1024, "cuda:0")
+
+
+def test_a_card_that_others_fill_is_left_for_the_cpu_and_taken_again_when_they_go() -> None:
+    card = Card(4000)
+    adaptive, engine, _ = on(card, LARGE)
+    asked(adaptive)
+    card.others_mib = 3800
+    asked(adaptive)
+    assert engine.step == cpu_step(1024)
+    assert card.held_mib < 1
+    assert adaptive.info.peak_mib is None
+    asked(adaptive)
+    card.others_mib = 0
+    asked(adaptive)
+    assert adaptive.plan.step == FIRST
+
+
+def test_a_card_that_is_full_and_free_in_turn_is_not_gone_to_each_time() -> None:
+    card = Card(4000)
+    adaptive, engine, _ = on(card, LARGE)
+    for turn in range(400):
+        card.others_mib = 3800 if turn % 2 else 0
+        asked(adaptive)
+    assert len(engine.taken) < 40
+
+
+def test_free_memory_near_the_edge_does_not_mean_up_and_down() -> None:
+    first = replace(FIRST, precision="float32")
+    enough = LARGE.weights_mib("float32") + LARGE.call_mib("encode", "float32", 1024, 1)
+    card = Card(enough)
+    adaptive, engine, _ = on(card, LARGE, first)
+    for turn in range(100):
+        card.others_mib = 5 if turn % 2 else 0
+        asked(adaptive)
+    assert len(engine.taken) <= 3
+
+
+def test_a_job_for_which_no_step_has_room_is_rejected_with_the_numbers_and_the_next_is_answered() -> None:
+    card = Card(600, reserve_mib=50)
+    adaptive, engine, _ = on(card, LARGE)
+    engine.fail("encode", MemoryError("no room on the host either"), times=99)
+    with pytest.raises(TooLargeError) as caught:
+        adaptive.encode([adaptive.prepare(PICTURE)])
+    reason = caught.value.reason
+    for words in ("MiB needed", "MiB could be had", "of 600 MiB free", "MiB ours", "no room on the host either"):
+        assert words in reason
+    assert "budget" not in reason
+    engine._faults.clear()
+    assert len(asked(adaptive, 2, 3)) == 2
+
+
+def test_the_budget_is_among_the_numbers() -> None:
+    adaptive, engine, _ = on(Card(9000, budget_mib=800), LARGE)
+    engine.fail("encode", MemoryError("no"), times=99)
+    with pytest.raises(TooLargeError, match="budget 800 MiB"):
+        adaptive.encode([adaptive.prepare(PICTURE)])
+
+
+@pytest.mark.parametrize("fails_at", [(768,), (1024, 768, 512), (1024, 768, 512, 256)])
+def test_weights_that_do_not_get_to_the_card_step_down_at_the_start(
+    fails_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = CardEngine.apply
+
+    def failing(self: CardEngine, step: Step) -> None:
+        if step.device != "cpu" and step.side in fails_at:
+            raise OutOfMemoryError("CUDA out of memory")
+        apply(self, step)
+
+    monkeypatch.setattr(CardEngine, "apply", failing)
+    adaptive, engine, _ = on(Card(9000), LARGE)
+    asked(adaptive)
+    left = [side for side in (1024, 768, 512, 256) if side not in fails_at]
+    assert (engine.step.side, engine.step.device) == ((left[0], "cuda:0") if left else (1024, "cpu"))
+
+
+def test_the_way_up_failing_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(4000, others_mib=3800)
+    adaptive, engine, _ = on(card, LARGE)
+    card.others_mib = 0
+    apply = engine.apply
+
+    def failing(step: Step) -> None:
+        if step.device != "cpu":
+            raise OutOfMemoryError("CUDA out of memory while moving")
+        apply(step)
+
+    monkeypatch.setattr(engine, "apply", failing)
+    for _ in range(10):
+        assert len(asked(adaptive)) == 1
+    assert adaptive.ooms < 12  # each step is tried once, not at each call
+    monkeypatch.undo()
+    card.capacity_mib = 9000
+    for _ in range(20):
+        asked(adaptive)
+    assert adaptive.plan.step == FIRST
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_is_the_last_calls_and_not_the_processs() -> None:
+    card = Card(80_000)
+    adaptive, _, _ = on(card, LARGE)
+    assert adaptive.info.peak_mib is None
+    asked(adaptive, 8, 64)
+    high = adaptive.info.peak_mib
+    asked(adaptive)
+    low = adaptive.info.peak_mib
+    assert high is not None
+    assert low is not None
+    weights = LARGE.weights_mib("bfloat16")
+    assert weights < low < weights + 700 < high
+
+
+def test_measured_peaks_are_handed_on_once_and_not_again_for_the_same() -> None:
+    handed: list[int] = []
+    adaptive, _, _ = on(Card(80_000), TINY, keep=lambda measured: handed.append(len(measured)))
+    for _ in range(5):
+        asked(adaptive)
+    assert handed == [1, 2]
+
+
+# -- any card, any neighbours ------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    capacity=st.integers(10, 6000),
+    footprint=st.sampled_from([TINY, LARGE, VIT_H]),
+    first=st.sampled_from([FIRST, replace(FIRST, precision="float32")]),
+    truth=st.floats(0.2, 3.0),
+    jobs=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 9), st.integers(0, 70)), min_size=1, max_size=25),
+)
+def test_every_job_is_answered_whatever_the_card_and_its_other_users_do(
+    capacity: int, footprint: Footprint, first: Step, truth: float, jobs: list[tuple[int, int, int]]
+) -> None:
+    card = Card(capacity, reserve_mib=100)
+    adaptive, engine, _ = on(card, footprint, first, truth=truth)
+    for others, pictures, prompts in jobs:
+        card.others_mib = others
+        found = asked(adaptive, pictures, prompts)
+        assert [len(each) for each in found] == [prompts] * pictures
+        assert all(logits.score == 0.95 for each in found for logits in each)
+        assert engine.step.network == adaptive.plan.step.network
+    assert adaptive.ooms <= 12 * len(jobs)
