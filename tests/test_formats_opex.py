@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -70,8 +71,16 @@ def test_the_file_says_picture_model_and_notes_but_no_time() -> None:
         "device": "cpu",
         "precision": "float32",
         "step": "float32 256",
+        "side": "256",
         "notes": "box clipped; first page used",
     }
+
+
+def test_the_peak_of_memory_is_told_in_whole_mib_where_it_is_known() -> None:
+    result = result_of(SIZE, [])
+    measured = replace(result, model=replace(result.model, peak_mib=812.61))
+    assert written(measured)["meta"]["peak_mib"] == "813"
+    assert "peak_mib" not in written(result)["meta"]
 
 
 def test_a_time_that_is_handed_in_is_written_first() -> None:

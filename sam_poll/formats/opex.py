@@ -101,6 +101,8 @@ def _file_meta(result: Result, notes: Sequence[str]) -> dict[str, str]:
         "device": model.device,
         "precision": model.precision,
         "step": model.step,
+        "side": str(model.side),
+        "peak_mib": "" if model.peak_mib is None else f"{model.peak_mib:.0f}",
         "notes": "; ".join(notes),
     }
     return {key: text for key, text in made.items() if text}
