@@ -135,10 +135,10 @@ def open_plain(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def exists(path: Path) -> bool:
+def exists(path: Path | str) -> bool:
     """Whether a name is taken, a broken link included; OSError other than "not there" is raised, not read as no."""
     try:
-        path.lstat()
+        os.lstat(path)
     except OSError as error:
         if error.errno in NOT_THERE:
             return False

@@ -337,9 +337,12 @@ class Claims:
         """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""
         with contextlib.suppress(OSError):
             if path:
-                for entry in path.glob(".*"):
-                    entry.unlink()
-                path.rmdir()
+                try:
+                    path.rmdir()
+                except OSError:  # it is not empty
+                    for entry in path.glob(".*"):
+                        entry.unlink()
+                    path.rmdir()
             outer.rmdir()
 
     # ── looking ──

@@ -308,14 +308,14 @@ class Desk:
     def _identity(self, ticket: Ticket, named: str) -> str:
         """The path of a job's outputs below `out/`, before the suffix."""
         folders = (self._layout.input, self._layout.done)
-        others = [other for other in spellings(os.path.splitext(named)[0]) if other != named]
+        # Who else is in `in/` or at work the scan has seen; one that has come since then sees this one at work.
+        done = str(self._layout.done / os.path.splitext(named)[0])
+        others = [other for other in spellings(done) if other != str(self._layout.done / named)]
         twin = os.path.splitext(ticket.rel)[0] + ".json"
         return job_id(
             ticket.rel,
             named,
-            shares_stem=any(
-                exists(self._outer(other)) or any(exists(folder / other) for folder in folders) for other in others
-            ),
+            shares_stem=self._scanner.shares_stem(named) or any(exists(other) for other in others),
             twin=ticket.prompt is not None
             and twin != ticket.rel
             and self._layout.is_prompt(twin)

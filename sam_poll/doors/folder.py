@@ -257,7 +257,8 @@ class FolderDoor:
                 outputs.write(base.with_name(base.name + suffix), document.body)
             with ticket.claim.lock:
                 self._claims.alive(ticket.claim)
-                base.parent.mkdir(parents=True, exist_ok=True)
+                if not base.parent.is_dir():
+                    base.parent.mkdir(parents=True, exist_ok=True)
                 outputs.show()
                 sync_folder(base.parent)
                 self._desk.end(ticket, "done")

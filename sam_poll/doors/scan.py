@@ -240,6 +240,10 @@ class Scanner:
             self._pairs = None
             self.due = 0.0
 
+    def shares_stem(self, picture: str) -> bool:
+        """Whether another picture of this stem lay in `in/` or was at work, here or elsewhere, at the last scan."""
+        return self._index.shares_stem(picture)
+
     def still(self, ready: Ready) -> bool:
         """Look at a job's files once more, when they are to be claimed. What has changed since must settle anew."""
         changed = self._looks.changed(ready.signatures)

@@ -126,6 +126,11 @@ class Index:
             if other is not path:
                 self._by_stem[stem] = [*other, path] if isinstance(other, list) else [other, path]
 
+    def shares_stem(self, picture: str) -> bool:
+        """Whether there is another picture with this one's stem."""
+        found = self._by_stem.get(_cut(picture), picture)
+        return found != picture
+
     def named(self, prompt: str, image: str) -> str | None:
         """The picture that a prompt names, beside it."""
         path = _join(_split(prompt)[0], image)
