@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP  := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
+BENCH ?= cpu
 
-.PHONY: help venv demo test check lint types format clean chaos soak fuzz
+.PHONY: help venv demo test check lint types format clean chaos soak fuzz bench
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,6 +43,12 @@ chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; noth
 
 soak: $(STAMP) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
 	@$(BIN)/python -m tools.soak
+
+# The figures of docs/speed.md, made again: on an idle machine only. On one with a card: make bench BENCH=gpu
+bench: $(STAMP) ## measure speed against a naive loop and the bare network; writes benchmarks/results and docs/speed.md
+	@$(BIN)/sam-poll bench --json benchmarks/results/$(BENCH).json --plot docs/images/speed-$(BENCH).png
+	@$(BIN)/python -m benchmarks.settings --json benchmarks/results/$(BENCH)-settings.json
+	@$(BIN)/python -m benchmarks.publish
 
 fuzz: $(STAMP) ## look for input that brings anything but an answer or a refusal, for FUZZ_SECONDS
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)

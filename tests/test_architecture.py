@@ -30,11 +30,12 @@ LEVELS = [
     {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},
     {"sam_poll.metrics"},
     {"sam_poll.oneoff", "sam_poll.app"},
+    {"sam_poll.bench"},
     {"sam_poll.cli"},
     {"sam_poll.waikato", "sam_poll.__main__"},
 ]
 # Within one room, modules may know each other; of its siblings, only these may be known.
-ROOMS = ("sam_poll.engines", "sam_poll.formats", "sam_poll.doors")
+ROOMS = ("sam_poll.engines", "sam_poll.formats", "sam_poll.doors", "sam_poll.bench")
 
 
 def room(module: str) -> str:

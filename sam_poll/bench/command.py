@@ -72,6 +72,6 @@ def show(report: dict[str, Any]) -> None:
         out.width = max(out.width, _WIDTH)
     out.print(summary(report), style="dim", highlight=False)
     for title, columns, rows in tables(report):
-        out.print()
+        out.print(f"\n{title}", style="bold", highlight=False)
         numbers = {index for index in range(len(columns)) if index and not rows[0][index].isalpha()}
-        out.print(console.table(title, columns, rows, right=numbers if title != "goals" else set()))
+        out.print(console.table("", columns, rows, right=numbers if title != "goals" else set()))

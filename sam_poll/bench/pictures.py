@@ -151,14 +151,15 @@ class Supply:
         self._folder, self._count = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def pairs(self, subject: Subject, count: int) -> list[Pair]:
-        """`count` new pairs of a subject, its pictures in turn."""
-        return [self._pair(subject, number % len(subject.jpegs)) for number in range(count)]
+    def pairs(self, subject: Subject, count: int, *, known: bool = False) -> list[Pair]:
+        """`count` new pairs of a subject, its pictures in turn; or (`known`) all of one picture, the same bytes."""
+        serial = f"p{self._count:06d}" if known else None
+        return [self._pair(subject, 0 if known else number % len(subject.jpegs), serial) for number in range(count)]
 
-    def _pair(self, subject: Subject, which: int) -> Pair:
+    def _pair(self, subject: Subject, which: int, serial: str | None) -> Pair:
         self._count += 1
         stem = f"p{self._count:06d}"
         pair = Pair(self._folder / f"{stem}.jpg", self._folder / f"{stem}.json")
-        write_synced(pair.picture, stamped(subject.jpegs[which], stem))
+        write_synced(pair.picture, stamped(subject.jpegs[which], serial or stem))
         write_synced(pair.prompt, prompt_body(subject.boxes[which]))
         return pair

@@ -30,10 +30,13 @@ _STOP_S = 10.0
 _OURS = ("SAM_POLL_PIPELINE__", "SAM_POLL_MEMORY__", "SAM_POLL_PRECISION", "SAM_POLL_COMPILE", "SAM_POLL_CACHE")
 
 
-def environment(given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of all contestants: the user's, but of sam_poll's settings only those that may change speed."""
+def environment(given: Mapping[str, str] = os.environ, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of all contestants: the user's, but of sam_poll's settings only those that may change speed;
+    and `more`."""
     strange = ("SAM_POLL_", "MODEL")
-    return {key: value for key, value in given.items() if not key.startswith(strange) or key.startswith(_OURS)}
+    return {key: value for key, value in given.items() if not key.startswith(strange) or key.startswith(_OURS)} | dict(
+        more or {}
+    )
 
 
 def settings_in(env: Mapping[str, str]) -> dict[str, str]:
@@ -49,12 +52,19 @@ def _names(folder: Path) -> set[str]:
 class Child:
     """A process whose stderr goes into a file, so that its last words can be told."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path, **pipes: Any) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, **pipes: Any
+    ) -> None:
         self.name, self._log = name, log
         with log.open("wb") as file:
             # A session of its own: Ctrl-C is for the benchmark, which ends it.
             self.process: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603  ourselves
-                [sys.executable, *arguments], stderr=file, env=environment(), text=True, start_new_session=True, **pipes
+                [sys.executable, *arguments],
+                stderr=file,
+                env=environment(more=env),
+                text=True,
+                start_new_session=True,
+                **pipes,
             )
 
     def __enter__(self) -> Any:
@@ -127,14 +137,17 @@ def model_order(kind: str, weights: Weights, device: str) -> dict[str, Any]:
 
 
 class Daemon(Child):
-    """`sam-poll watch` on a share of its own in `root`; `root/aside` is on the same file system for what is dropped."""
+    """`sam-poll watch` on a share of its own in `root`; `root/aside` is on the same file system for what is dropped.
+    `env`: settings to try."""
 
-    def __init__(self, weights: Weights, device: str, root: Path, log: Path) -> None:
+    def __init__(
+        self, weights: Weights, device: str, root: Path, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
         self.layout = layout_in(root)
         arguments = ["-m", "sam_poll", "watch", str(self.layout.input), "--log", "text", "--log-level", "INFO"]
         arguments += ["--model", str(weights.path), "--device", device, "-f", "mask", "-f", "opex"]
         arguments += ["--model-cfg", weights.config] if weights.config else []
-        super().__init__("sam-poll watch", arguments, log)
+        super().__init__("sam-poll watch", arguments, log, env)
 
     def run(self, pairs: Sequence[Pair]) -> float:
         """Drops these pairs by rename; seconds from the first rename to the last answer. They are removed then."""

@@ -44,6 +44,7 @@ class Cell:
     megapixels: float
     megabytes: float
     jobs: int
+    looped: int
     loop: list[float] = field(default_factory=list)
     sam_poll: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
@@ -80,7 +81,7 @@ class _Bench:
 
     def run(self) -> dict[str, Any]:
         plan, started = self._plan, time.monotonic()
-        device = _device(plan.device)
+        device = device_of(plan.device)
         models = plan.models or (GPU_MODELS if device.startswith("cuda") else CPU_MODELS)
         report: dict[str, Any] = {"machine": machine(device), "settings": settings_in(environment())}
         report |= {"objects": plan.objects, "models": [], "speed": [], "outside": None, "latency": []}
@@ -234,15 +235,16 @@ class _Contest:
         if jobs is None:
             network_s, _ = self._network(subject, 1)
             jobs = min(max(round(round_s / network_s), LEAST_JOBS, 2 * self.batch), MOST_JOBS)
-        return Cell(self.name, subject.name, subject.megapixels, subject.megabytes, jobs)
+        loop_s, _ = self._looped(subject, 1)
+        looped = min(max(round(round_s / 2 / loop_s), 1), MOST_LOOPED, jobs)
+        return Cell(self.name, subject.name, subject.megapixels, subject.megabytes, jobs, looped)
 
     def round(self, subject: Subject, cell: Cell, title: str) -> None:
         """One figure of each. The loop and the network do fewer jobs: theirs do not depend on how many they are."""
-        few = max(1, cell.jobs // 2)
         contestants: dict[str, Callable[[], tuple[float, float]]] = {
-            "loop": lambda: self._looped(subject, min(few, MOST_LOOPED)),
+            "loop": lambda: self._looped(subject, cell.looped),
             "sam_poll": lambda: self._answered(subject, cell.jobs),
-            "limit": lambda: self._network(subject, max(1, few // self.batch)),
+            "limit": lambda: self._network(subject, max(1, cell.jobs // 2 // self.batch)),
         }
         for name, run_ in contestants.items():
             self._tell(f"{title}: {name}")
@@ -251,7 +253,7 @@ class _Contest:
             cell.cpu_s[name].append(cpu_s)
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
     from sam_poll.engines import devices
 
     return devices.choose(wanted, "auto").name
