@@ -228,6 +228,7 @@ def watch(
         metrics_of(settings, signs, door),
     ):
         notify(f"STATUS=loading {settings.model}")
+        door.glance()  # what lies there settles while the model is loaded
         with _workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
             how = "events" if manners.events else "polling"
             logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
