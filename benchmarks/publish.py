@@ -34,9 +34,7 @@ def block(name: str) -> str:
         head = ["| what, where | setting | ms a job | × the default | MiB |", "|---|---|---:|---:|---:|"]
         return "\n".join(head + [line for group in report["groups"] for line in lines(group)])
     parts = [f"{summary(report)}."]
-    parts += [
-        f"**{title[0].upper()}{title[1:]}**\n\n{markdown(columns, rows)}" for title, columns, rows in tables(report)
-    ]
+    parts += [f"**{title}**\n\n{markdown(columns, rows)}" for title, columns, rows in tables(report)]
     return "\n\n".join(parts)
 
 

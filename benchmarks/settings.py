@@ -52,6 +52,9 @@ def one(setting: str, *values: object) -> dict[str, dict[str, str]]:
     return {"default": {}, **{f"{setting}: {value}": {key(setting): str(value)} for value in values}}
 
 
+_OMP = (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "passive"))
+
+
 def groups(gpu: bool) -> list[Group]:
     """What is tried. The network is small where the surroundings matter, and large where it does itself."""
     tiny = 32 if gpu else 3
@@ -71,7 +74,8 @@ def groups(gpu: bool) -> list[Group]:
             Group("compiled", "sam2.1_hiera_large", MIDDLE, one("compile", "true"), jobs=48),
         ]
     else:
-        threads = {"default": {}, "OMP_NUM_THREADS: 1": {"OMP_NUM_THREADS": "1"}}
+        waiting = {f"{name}: {value}": {name: value} for name, value in _OMP}
+        threads = {"default": {}, **waiting}
         made.append(Group("torch's threads", "demo", MIDDLE, threads))
         made.append(Group("torch's threads", "sam2.1_hiera_tiny", MIDDLE, threads, jobs=tiny))
     return made
