@@ -136,3 +136,17 @@ def test_folders_that_went_away_are_let_go(tmp_path: Path) -> None:
         seen.watcher.look_at({tmp_path})
         (tmp_path / "b").write_bytes(b"x")
         wait_until(lambda: Hint.CLOSED in seen.of("b"))
+
+
+def test_a_file_that_goes_away_or_is_read_wakes_nobody(tmp_path: Path) -> None:
+    """Claiming a crowd would otherwise wake the scan for each file of it."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"x")
+    with Seen(tmp_path) as seen:
+        (tmp_path / "a").read_bytes()
+        (tmp_path / "b").unlink()
+        (tmp_path / "c").rename(tmp_path.parent / "c")
+        wait_until(lambda: Hint.OPENED in seen.of("a"))
+        (tmp_path.parent / "c").rename(tmp_path / "d")  # in order: by the time it is seen, the others have been
+        wait_until(lambda: seen.of("d"))
+        assert [name for name, hint, _ in seen.hints if hint is not Hint.OPENED] == ["d"]

@@ -13,7 +13,8 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sam_poll.doors.layout import Layout
@@ -45,14 +46,23 @@ class Looks:
         self._settler = Settler(quiet_s)
         self._hints: deque[tuple[str, Hint, float]] = deque(maxlen=_MAX_HINTS)
         self._doubted: set[str] = set()
-        self._enough = 0.0
+        self._spell_s = self._spent_s = 0.0
         self.soonest = NEVER
         self.hurried = False
 
     def begin(self, spell_s: float = 0.0) -> None:
         """A scan may spend so long, or `_SPELL_S`, on looking."""
-        self._enough = self._clock() + max(spell_s, _SPELL_S)
+        self._spell_s, self._spent_s = max(spell_s, _SPELL_S), 0.0
         self.soonest, self.hurried = NEVER, False
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """What is done in here counts as looking. What is not looking does not: each scan must get on."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._spent_s += self._clock() - started
 
     def hinted(self, path: str, hint: Hint, seen: float) -> bool:
         """The watcher has seen something; from its thread. False: nobody needs to wake up for it."""
@@ -103,20 +113,23 @@ class Looks:
 
     def out_of_time(self) -> bool:
         """Whether this scan has looked for long enough; what waits is then for the next."""
-        if self._clock() <= self._enough:
+        if self._spent_s < self._spell_s:
             return False
         self.hurried = True
         return True
 
     def look(self, path: str) -> Signature | None:
         """A file as it is now; None if it is gone."""
+        started = self._clock()
         signature, known = look(self._prefix + path), self._settler.known(path)
         self._doubted.discard(path)
         if known not in (signature, None):
             self._changed(path)
+        now = self._clock()
+        self._spent_s += now - started
         if signature:
             # By the time of this very look: a scan of a slow share may have begun long ago.
-            self._settler.settled_in(path, signature, self._clock())
+            self._settler.settled_in(path, signature, now)
         return signature
 
     def changed(self, signatures: dict[str, Signature]) -> list[str]:

@@ -378,7 +378,9 @@ class Scanner:
         if self._looks.out_of_time():
             return None
         try:
-            self.learn(prompt, self.read(self._layout.input / prompt).image)
+            with self._looks.spending():
+                parsed = self.read(self._layout.input / prompt)
+            self.learn(prompt, parsed.image)
         except PromptError as error:
             return error  # nobody can say which picture it wants, so waiting for one would be for ever
         except OSError as error:

@@ -1,0 +1,424 @@
+"""The scan of a crowd: listed, looked at and read as little as can be, and nothing is missed for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import crowd
+from sam_poll.doors import finished, looks, names, scan
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.names import OLD_S, TRUTH_S, Names
+from sam_poll.doors.scan import Manners, Scanner
+from sam_poll.doors.settle import Hint
+from sam_poll.types import Document
+from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
+
+
+class Clock:
+    """A clock that goes when it is told to, or by `step` at each look at it."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 1000.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+class Quiet:
+    """Stands in for the watcher: a scanner that believes in events, and none come."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def look_at(self, folders: set[Path]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "Watcher", Quiet)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts what is asked of the file system: `lstat` of files, `scandir` of folders, `open` of prompts."""
+    counted: Counter[str] = Counter()
+    lstat, scandir, opened = os.lstat, os.scandir, scan.open_plain
+
+    def count(name: str, really: object) -> object:
+        def call(*args: object, **more: object) -> object:
+            counted[name] += 1
+            return really(*args, **more)  # type: ignore[operator]
+
+        return call
+
+    monkeypatch.setattr(looks.os, "lstat", count("lstat", lstat))
+    monkeypatch.setattr(names.os, "scandir", count("scandir", scandir))
+    monkeypatch.setattr(scan, "open_plain", count("open", opened))
+    yield counted
+    monkeypatch.undo()
+
+
+def scanner_of(share: Share, clock: Clock, **manners: object) -> Scanner:
+    return Scanner(share.layout, Manners(**{"quiet_s": 2.0, **manners}), threading.Event(), clock)  # type: ignore[arg-type]
+
+
+def offered(scanner: Scanner, clock: Clock) -> list[str | None]:
+    return [ready.prompt for ready in scanner.scan(clock(), [])]
+
+
+def drain(door: FolderDoor) -> None:
+    for job in door.jobs(threading.Event()):
+        door.deliver(job, [Document(".txt", "text/plain", b"answer")])
+
+
+# ── names ──
+
+
+class Steps:
+    """Times of folders as a coarse file system keeps them: in steps, by its own clock."""
+
+    def __init__(self, root: Path, clock: Clock, step_s: float) -> None:
+        self.root, self.clock, self.step_s = root, clock, step_s
+        self.changed: dict[str, int] = {}
+
+    def touch(self, folder: Path) -> None:
+        self.changed[str(folder)] = int((self.clock.now + 12345.6) // self.step_s)
+
+    def stamp(self, path: str) -> tuple[int, ...]:
+        return (Path(path).stat().st_ino, self.changed.get(path, 0))
+
+
+ACTS = st.tuples(
+    st.sampled_from(["add", "remove", "look"]),
+    st.sampled_from(["", "cam1", "cam2"]),
+    st.sampled_from(["a.jpg", "a.json", "b.png", "c.txt", "x.part"]),
+    st.sampled_from([0.0, 0.3, 1.0, 2.5, 4.0, 400.0]),
+)
+
+
+@given(acts=st.lists(ACTS, max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_a_kept_listing_is_what_a_fresh_one_would_be_however_coarse_the_file_systems_times(
+    acts: list[tuple[str, str, str, float]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    share, clock = Share(tmp_path_factory.mktemp("kept")), Clock()
+    steps = Steps(share.layout.input, clock, 2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(names, "_stamp", steps.stamp)
+        kept = Names(share.layout, keep=True, clock=clock)
+        for act, folder, name, pause in [*acts, ("look", "", "", 0.0)]:
+            clock.now += pause
+            path = share.layout.input / folder / name
+            if act == "add" and not path.exists():
+                if not path.parent.exists():
+                    path.parent.mkdir()
+                    steps.touch(share.layout.input)
+                path.write_bytes(b"")
+                steps.touch(path.parent)
+            elif act == "remove" and path.is_file():
+                path.unlink()
+                steps.touch(path.parent)
+            elif act == "look":
+                before = (set(kept.pictures), set(kept.prompts))
+                changed = kept.look()
+                fresh = Names(share.layout, keep=False, clock=clock)
+                fresh.look()
+                assert (kept.pictures, set(kept.prompts)) == (fresh.pictures, set(fresh.prompts))
+                assert changed or before == (kept.pictures, set(kept.prompts))
+
+
+def test_an_unchanged_folder_is_not_listed_again_before_nothing_is_believed_any_more(
+    share: Share, clock: Clock, calls: Counter[str]
+) -> None:
+    share.pair("cam1/dog")
+    kept = Names(share.layout, keep=True, clock=clock)
+    for pause in (0.0, OLD_S, 1.0):
+        clock.now += pause
+        kept.look()
+    calls.clear()
+    assert not kept.look()
+    assert calls["scandir"] == 0
+    clock.now += TRUTH_S
+    assert not kept.look()
+    assert calls["scandir"] == 2
+
+
+def test_where_other_machines_write_every_look_lists_all(share: Share, clock: Clock, calls: Counter[str]) -> None:
+    share.pair("dog")
+    polled = Names(share.layout, keep=False, clock=clock)
+    for _ in range(4):
+        clock.now += OLD_S
+        calls.clear()
+        polled.look()
+        assert calls["scandir"] == 1
+
+
+def test_a_folder_with_a_pictures_name_is_looked_into(share: Share, clock: Clock) -> None:
+    share.pair("odd.jpg/dog")
+    found = Names(share.layout, keep=True, clock=clock)
+    found.look()
+    assert found.pictures == {"odd.jpg/dog.jpg"}
+    assert found.below == {"odd.jpg"}
+
+
+# ── looks ──
+
+
+def test_a_scan_where_nothing_has_happened_looks_at_nothing(
+    share: Share, clock: Clock, calls: Counter[str], quiet: None
+) -> None:
+    for n in range(20):
+        share.drop(f"seen{n}.jpg", picture_bytes())
+        share.drop(f"told{n}.json", BOX)
+    scanner = scanner_of(share, clock, lone_s=5.0)
+    for _ in range(8):
+        assert offered(scanner, clock) == []
+        clock.now += 4.0
+    calls.clear()
+    assert offered(scanner, clock) == []
+    assert not calls
+    share.pair("dog")  # the folder's own times tell
+    assert offered(scanner, clock) == []
+    clock.now += 2.0
+    assert offered(scanner, clock) == ["dog.json"]
+
+
+def test_a_crowd_is_looked_at_in_spells_and_nobody_is_left_out(share: Share) -> None:
+    for n in range(30):
+        share.pair(f"dog{n:02}")
+    clock = Clock(step=0.02)  # each look at the clock takes so long, and each file costs a few of them
+    scanner = scanner_of(share, clock, quiet_s=0.0)
+    first = offered(scanner, clock)
+    assert 0 < len(first) < 30
+    assert scanner.due <= clock()  # at once: not all were looked at
+    for _ in range(30):
+        last = offered(scanner, clock)
+    assert len(last) == 30
+
+
+def test_of_a_crowd_the_oldest_are_offered_first_and_prompts_of_one_picture_together(
+    share: Share, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_MANY", 2)
+    for n in range(5):
+        share.pair(f"dog{n}")
+        for name in (f"dog{n}.jpg", f"dog{n}.json"):
+            os.utime(share.layout.input / name, (5000 - n, 5000 - n))
+    os.utime(share.drop("dog4.late.json", BOX), (9000, 9000))
+    scanner = scanner_of(share, clock, quiet_s=0.0)
+    assert offered(scanner, clock) == ["dog4.json", "dog3.json", "dog4.late.json"]
+    assert scanner.due <= clock()
+
+
+def test_a_file_that_changed_after_the_scan_is_not_claimed_and_must_settle_anew(share: Share, clock: Clock) -> None:
+    share.pair("dog")
+    scanner = scanner_of(share, clock, events=False)
+    assert offered(scanner, clock) == []
+    clock.now += 2.0
+    (ready,) = scanner.scan(clock(), [])
+    assert scanner.still(ready)
+    share.drop("dog.jpg", picture_bytes(".png", seed=7))
+    assert not scanner.still(ready)
+    assert scanner.due <= clock() + 2.0
+    clock.now += 1.9
+    assert offered(scanner, clock) == []
+    clock.now += 0.2
+    (ready,) = scanner.scan(clock(), [])
+    assert scanner.still(ready)
+
+
+def test_a_file_is_looked_at_anew_when_the_watcher_has_seen_something(share: Share, clock: Clock, quiet: None) -> None:
+    share.pair("dog")
+    scanner = scanner_of(share, clock)
+    offered(scanner, clock)
+    clock.now += 1.9
+    path = share.drop("dog.json", {**BOX, "label": "longer"})
+    assert scanner._looks.hinted(str(path), Hint.WRITING, clock())
+    assert offered(scanner, clock) == []
+    clock.now += 1.0
+    assert offered(scanner, clock) == []
+    clock.now += 1.1
+    assert offered(scanner, clock) == ["dog.json"]
+
+
+@pytest.mark.parametrize("name", [".dog.jpg.Ab12Cd", "dog.jpg.part", "notes.txt"])
+def test_what_happens_to_files_that_are_no_jobs_wakes_nobody(share: Share, clock: Clock, name: str) -> None:
+    scanner = scanner_of(share, clock, events=False)
+    assert not scanner._looks.hinted(str(share.layout.input / name), Hint.WRITING, clock())
+    assert scanner._looks.hinted(str(share.layout.input / "dog.jpg"), Hint.WRITING, clock())
+
+
+# ── prompts that wait alone ──
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_a_prompt_that_waits_alone_and_is_mended_in_place_finds_its_picture(
+    share: Share, clock: Clock, quiet: None, events: bool
+) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("odd.json", {**BOX, "image": "not-there.jpg"})
+    scanner = scanner_of(share, clock, events=events)
+    for _ in range(4):
+        assert offered(scanner, clock) == []
+        clock.now += 10.0
+    share.drop("odd.json", {**BOX, "image": "dog.jpg"})  # no event tells of it: sooner or later it is seen all the same
+    for _ in range(4):
+        clock.now += TRUTH_S if events else 10.0
+        found = offered(scanner, clock)
+    assert found == ["odd.json"]
+
+
+def test_prompts_that_wait_alone_are_read_in_spells_and_once_each(share: Share, calls: Counter[str]) -> None:
+    for n in range(30):
+        share.drop(f"told{n}.json", BOX)
+    clock = Clock(step=0.02)
+    scanner = scanner_of(share, clock, events=False, quiet_s=0.0, lone_s=10**6, rescan_s=10**6)
+    offered(scanner, clock)
+    assert 0 < calls["open"] < 30
+    for _ in range(60):
+        offered(scanner, clock)
+    assert calls["open"] == 30
+
+
+def test_many_prompts_that_wait_alone_find_theirs_in_done_by_one_listing(
+    share: Share, clock: Clock, quiet: None, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finished, "_FEW", 3)
+    done = share.layout.done
+    done.mkdir()
+    for n in range(20):
+        share.drop(f"told{n}.left.json", BOX)
+    share.drop("by-name.json", {**BOX, "image": "Odd.PNG"})
+    scanner = scanner_of(share, clock, lone_s=5.0)
+    for _ in range(6):
+        assert offered(scanner, clock) == []
+        clock.now += 4.0
+    calls.clear()
+    (done / "told7.JPG").write_bytes(picture_bytes())
+    (done / "Odd.PNG").write_bytes(picture_bytes(".png"))
+    ready = {r.prompt: r.picture for r in scanner.scan(clock(), [])}
+    assert ready == {"told7.left.json": "told7.JPG", "by-name.json": "Odd.PNG"}
+    assert calls["scandir"] == 1
+    assert calls["lstat"] < 100  # 20 prompts with all spellings would be more than 600
+
+
+def test_a_picture_that_comes_to_done_later_is_found_by_a_prompt_that_has_looked_before(
+    share: Share, clock: Clock, quiet: None
+) -> None:
+    share.drop("dog.json", BOX)
+    scanner = scanner_of(share, clock, lone_s=5.0)
+    for _ in range(6):
+        assert offered(scanner, clock) == []
+        clock.now += 4.0
+    share.layout.done.mkdir()
+    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    (ready,) = scanner.scan(clock(), [])
+    assert (ready.prompt, ready.picture, ready.suffix) == ("dog.json", "dog.jpg", "")
+
+
+# ── the first look ──
+
+
+def test_files_settle_from_the_first_glance_on_and_the_first_scan_lists_nothing(
+    share: Share, clock: Clock, quiet: None, calls: Counter[str]
+) -> None:
+    share.pair("dog")
+    scanner = scanner_of(share, clock)
+    scanner.glance()
+    clock.now += 2.0
+    calls.clear()
+    share.pair("cat")
+    assert offered(scanner, clock) == ["dog.json"]
+    assert calls["scandir"] == 0
+    assert scanner.due <= clock()  # and then it looks for itself
+    offered(scanner, clock)
+    clock.now += 2.0
+    assert set(offered(scanner, clock)) == {"dog.json", "cat.json"}
+
+
+def test_a_glance_too_long_ago_is_not_believed(share: Share, clock: Clock, quiet: None) -> None:
+    scanner = scanner_of(share, clock, quiet_s=0.0, rescan_s=10.0)
+    scanner.glance()
+    share.pair("cat")
+    clock.now += 11.0
+    assert offered(scanner, clock) == ["cat.json"]
+
+
+def test_who_drains_the_share_takes_also_what_came_after_the_glance(share: Share) -> None:
+    share.pair("dog")
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
+        door.glance()
+        wait_until(lambda: door.scans)
+        share.pair("cat")
+        drain(door)
+    assert share.tree("output") == ["cat.txt", "dog.txt"]
+
+
+def test_what_was_glanced_at_and_is_gone_costs_nothing(share: Share) -> None:
+    share.pair("dog")
+    share.pair("cat")
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
+        door.glance()
+        wait_until(lambda: door.scans)
+        (share.layout.input / "dog.jpg").unlink()
+        drain(door)
+    assert share.tree("output") == ["cat.txt"]
+    assert share.tree("input") == ["dog.json"]
+
+
+def test_a_glance_at_a_share_that_is_away_is_no_end(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+    really = Names.look
+
+    def away(self: Names) -> bool:
+        if not looked.is_set():
+            looked.set()
+            raise OSError(5, "Input/output error")
+        return really(self)
+
+    monkeypatch.setattr(Names, "look", away)
+    share.pair("dog")
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
+        door.glance()
+        wait_until(looked.is_set)
+        drain(door)
+    assert share.tree("output") == ["dog.txt"]
+
+
+# ── the whole ──
+
+
+def test_a_pair_among_many_that_wait_is_answered_by_its_events(share: Share) -> None:
+    for n in range(300):
+        share.drop(f"seen{n}.jpg", b"")
+        share.drop(f"told{n}.json", BOX)
+    with Daemon(share, rescan_s=60.0) as daemon:
+        wait_until(lambda: daemon.door.scans > 1)
+        share.move_in("dog.jpg", picture_bytes())
+        share.move_in("dog.json", BOX)
+        wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
+    assert len(share.tree("input")) == 600
+
+
+@pytest.mark.timeout(400)
+def test_the_crowds_benchmark_measures_each_goal(tmp_path: Path) -> None:
+    windows = crowd.Windows(memory_s=0.5, idle_s=0.5, calm_s=1.0, door_s=0.5, patience_s=120.0)
+    lines = crowd.measure(tmp_path, 60, windows, lambda text: None)
+    assert len([line for line in lines if line.goal is not None]) == 6
+    assert all(line.measured >= 0 for line in lines if "more than" not in line.what)
+    assert "reached" in str(lines[0]) or "MISSED" in str(lines[0])
