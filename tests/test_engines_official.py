@@ -92,6 +92,12 @@ def sam2_predictor(model: Any) -> SAM2ImagePredictor:
     return predictor
 
 
+def sam2_pair_of(model: Any) -> tuple[Sam2Engine, SAM2ImagePredictor]:
+    """Both on the same weights; the official one on a copy, because the engine changes how its modules compute."""
+    predictor = sam2_predictor(copy.deepcopy(model).eval())
+    return Sam2Engine(model), predictor
+
+
 def exact(engine: TorchEngine, square: torch.Tensor, frame_of: Sequence[int], prompts: list[Prompt]) -> list[Logits]:
     """Our network on the official predictor's own input."""
     with torch.inference_mode():
@@ -134,8 +140,7 @@ def small_sam2(side: int, seed: int = 0) -> Any:
 
 @pytest.fixture(scope="module", params=[256, 512])
 def sam2_pair(request: pytest.FixtureRequest) -> tuple[Sam2Engine, SAM2ImagePredictor]:
-    engine = Sam2Engine(small_sam2(request.param, seed=request.param))
-    return engine, sam2_predictor(engine.model)
+    return sam2_pair_of(small_sam2(request.param, seed=request.param))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -151,7 +156,7 @@ def test_sam2_gives_the_official_logits_and_masks(sam2_pair: tuple[Any, Any], si
 def test_sam2_tiny_at_full_size_gives_the_official_logits_and_masks() -> None:
     torch.manual_seed(3)
     model = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu")
-    engine, predictor = Sam2Engine(model), sam2_predictor(model)
+    engine, predictor = sam2_pair_of(model)
     size = (1283, 641)
     pixels, prompts = drawn(*size), prompts_for(size)
     predictor.set_image(pixels)
@@ -207,8 +212,8 @@ def sam1_pair(request: pytest.FixtureRequest) -> tuple[Sam1Engine, SamPredictor]
 
 
 def sam1_pair_of(model: Sam) -> tuple[Sam1Engine, SamPredictor]:
-    """Both on the same weights; the official one on a copy, because the engine changes how attention is computed."""
-    predictor = SamPredictor(copy.deepcopy(model))
+    """Both on the same weights; the official one on a copy: see `sam2_pair_of`."""
+    predictor = SamPredictor(copy.deepcopy(model).eval())
     return Sam1Engine(model), predictor
 
 

@@ -23,6 +23,7 @@ from loguru import logger
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from sam_poll.engines import cpu_linear
 from sam_poll.engines.chunks import chunks, prompt_groups
 from sam_poll.engines.memory import Step
 from sam_poll.errors import ModelError
@@ -81,6 +82,7 @@ class TorchEngine:
 
     def __init__(self, model: Any, step: Step, *, name: str, weights: Weights | None = None) -> None:
         self.model = model.eval()
+        cpu_linear.install(self.model)
         self.name = name
         self._weights = weights
         self._rounded = False  # weights have been in half precision since they were last read

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ GPU_BATCH = 8
 BACKSTOP_S = 5.0
 
 OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the settings ask of the plan."""
+
+    precision: str
+    max_batch: int | None
+    min_side: int
 
 
 class Stages:
@@ -129,7 +139,8 @@ def load(
             devices.limit_memory(chosen.name, budget_mib, reserve_mib)
         try:
             meter = _meter(chosen.name, budget_mib, reserve_mib)
-            engine = _build(spec, chosen, stages, max_batch=max_batch, min_side=min_side, meter=meter)
+            wishes = Wishes(precision, max_batch, min_side)
+            engine = _build(spec, chosen, stages, wishes, meter)
             if warmup:
                 with stages.stage("warm-up"):
                     warm_up(engine)
@@ -161,9 +172,7 @@ def _build(
     spec: ModelSpec,
     device: devices.Device,
     stages: Stages,
-    *,
-    max_batch: int | None,
-    min_side: int,
+    wishes: Wishes,
     meter: Meter | None,
 ) -> AdaptiveEngine:
     path = _checkpoint_path(spec)
@@ -182,8 +191,11 @@ def _build(
             _import(family)
     make = _sam1 if family == "sam1" else _sam2
     model, engine_class = make(spec, weights, stages)
-    first = _first_step(device, _side_of(model), max_batch)
-    plan = Plan(first, min_side=min_side, half=device.half)
+    side = _side_of(model)
+    if device.name == "cpu" and wishes.precision == "auto":
+        device = replace(device, precision=devices.cpu_precision(side))
+    first = _first_step(device, side, wishes.max_batch)
+    plan = Plan(first, min_side=wishes.min_side, half=device.half)
     footprint = footprint_of(model)
     peaks = None
     if meter:
