@@ -468,7 +468,8 @@ def test_the_goal_of_latency_is_judged_with_the_quickest_network(latency: float,
 
 def test_random_weights_and_settings_are_named_with_the_figures() -> None:
     models = [
-        {"name": n, "random": r, "peak_mib": {"loop": 1.0, "sam_poll": 2.0}} for n, r in (("a", True), ("b", False))
+        {"name": n, "random": r, "peak_mib": dict.fromkeys(plan.CONTESTANTS, 1.0)}
+        for n, r in (("a", True), ("b", False))
     ]
     text = report.summary(figures(models=models, settings={"SAM_POLL_PIPELINE__BATCH": "4"}))
     assert "random weights: a" in text

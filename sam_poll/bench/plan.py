@@ -13,6 +13,7 @@ from pathlib import Path
 from sam_poll.errors import ExitCode, SamPollError, UsageError
 from sam_poll.types import Size
 
+CONTESTANTS = ("loop", "sam_poll", "limit")
 PARTS = ("speed", "outside", "latency")
 SIZES = (Size(640, 480), Size(2048, 1536), Size(5184, 3888))  # a webcam, a phone's preview, a camera's 20 megapixels
 SMALL, MIDDLE, LARGE = SIZES

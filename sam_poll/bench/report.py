@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_poll.bench.outside import STAGES
+from sam_poll.bench.plan import CONTESTANTS
 
 # The goals of the project. `megapixels` 20 are those of a camera's picture.
 LOOP_TIMES = 10.0  # faster than the loop: large pictures on a GPU
@@ -42,8 +43,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
         rows = [_speed_row(cell) for cell in report["speed"] if cell["model"] == model]
         made.append((f"{model}: seconds a picture", _SPEED, rows))
     if report["speed"]:
-        rows = [[m["name"], *(f"{m['peak_mib'][who]:.0f}" for who in ("loop", "sam_poll"))] for m in report["models"]]
-        made.append(("most main memory, MiB", ["model", "loop", "sam_poll"], rows))
+        rows = [[m["name"], *(f"{m['peak_mib'][who]:.0f}" for who in CONTESTANTS)] for m in report["models"]]
+        made.append(("most main memory, MiB", ["model", *CONTESTANTS], rows))
     if report["outside"]:
         made.append(_outside_table(report["outside"]))
     if report["latency"]:
@@ -63,7 +64,7 @@ def _speed_row(cell: dict[str, Any]) -> list[str]:
     cpu = (f"{statistics.median(cell['cpu_s'][contestant]):.2f}" for contestant in ("loop", "sam_poll"))
     return [
         cell["pictures"],
-        *(_spread(cell[contestant]) for contestant in ("loop", "sam_poll", "limit")),
+        *(_spread(cell[contestant]) for contestant in CONTESTANTS),
         f"{times_loop(cell):.1f}",
         f"{part_of_limit(cell):.0%}",
         " → ".join(cpu),

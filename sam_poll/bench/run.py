@@ -19,13 +19,12 @@ from typing import Any
 from sam_poll import __version__
 from sam_poll.bench import outside, pictures
 from sam_poll.bench.pictures import Subject, Supply
-from sam_poll.bench.plan import CPU_MODELS, GPU_MODELS, LARGE, SMALL, Plan
+from sam_poll.bench.plan import CONTESTANTS, CPU_MODELS, GPU_MODELS, LARGE, SMALL, Plan
 from sam_poll.bench.processes import Daemon, Worker, environment, model_order, paths, scratch, settings_in
 from sam_poll.bench.weights import Weights, weights_for
 
 Tell = Callable[[str], None]
 
-CONTESTANTS = ("loop", "sam_poll", "limit")
 ROUND_S = 6.0  # what a contestant's round should take
 QUICK_S = 1.5
 MOST_JOBS = 48
@@ -77,7 +76,6 @@ class _Bench:
     def __init__(self, plan: Plan, root: Path, tell: Tell) -> None:
         self._plan, self._root, self._tell = plan, root, tell
         self._round_s = QUICK_S if plan.quick else ROUND_S
-        self._supplies = 0
 
     def run(self) -> dict[str, Any]:
         plan, started = self._plan, time.monotonic()
@@ -89,7 +87,7 @@ class _Bench:
             self._tell("outside the network, one core")
             report["outside"] = self._outside()
         if {"speed", "latency"} & set(plan.parts):
-            subjects = self._subjects()
+            subjects = self._subjects() if plan.pictures or "speed" in plan.parts else []
             for model in models:
                 report["models"].append(self._model(model, device, subjects, report))
         report["seconds"] = round(time.monotonic() - started, 1)
@@ -101,7 +99,7 @@ class _Bench:
         """CPU and wall seconds by stage, medians, of the loop and of ours."""
         root = self._root / "outside"
         found: dict[str, Any] = {}
-        supply = self._supply(root)
+        supply = Supply(root / "aside")
         subject = pictures.made(LARGE, 1)
         with contextlib.ExitStack() as stack:
             workers = {}
@@ -142,9 +140,9 @@ class _Bench:
             if "speed" in self._plan.parts:
                 report["speed"] += [vars(cell) for cell in self._speed(contest, subjects)]
             if "latency" in self._plan.parts:
-                report["latency"].append(self._latency(contest))
+                report["latency"].append(self._latency(contest, subjects))
             about = {"name": weights.name, "random": weights.random, "step": contest.step, "batch": contest.batch}
-            about["peak_mib"] = {"loop": contest.loop.peak_mib, "sam_poll": contest.daemon.peak_mib}
+            about["peak_mib"] = {name: process.peak_mib for name, process in contest.processes.items()}
         if weights.random:
             weights.path.unlink()
         return about
@@ -160,9 +158,9 @@ class _Bench:
                 contest.round(subject, cell, f"{contest.name}, {subject.name}, round {number} of {self._plan.rounds}")
         return cells
 
-    def _latency(self, contest: _Contest) -> dict[str, Any]:
+    def _latency(self, contest: _Contest, subjects: Sequence[Subject]) -> dict[str, Any]:
         """One job at a time into an idle daemon, against the network alone; seconds."""
-        subject = self._subjects()[0] if self._plan.pictures else pictures.made(SMALL, self._plan.objects)
+        subject = subjects[0] if self._plan.pictures else pictures.made(SMALL, self._plan.objects)
         contest.warm_up(subject)
         network_s, _ = contest.one(subject)
         least, most = (2, 2) if self._plan.quick else LATENCY_RUNS
@@ -173,9 +171,6 @@ class _Bench:
             for name, seconds in zip(("network", "drop_to_result"), contest.one(subject), strict=True):
                 found[name].append(seconds)
         return found
-
-    def _supply(self, root: Path) -> Supply:
-        return Supply(root / "aside")
 
 
 class _Contest:
@@ -191,6 +186,7 @@ class _Contest:
         self.limit: Worker = stack.enter_context(
             Worker("the bare network", model_order("limit", weights, device), root / "limit.log")
         )
+        self.processes = {"loop": self.loop, "sam_poll": self.daemon, "limit": self.limit}
         self._own: dict[str, list[tuple[str, str]]] = {}  # pairs of the loop and the network: they forget what they saw
         self._ready = ""
         self.batch, self.step = 1, ""
