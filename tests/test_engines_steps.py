@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +255,77 @@ def test_a_model_that_fits_nowhere_is_a_model_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(TorchEngine, "_encode_chunk", full)
     with pytest.raises(ModelError, match="the model does not fit"):
         load(resolve("demo"), device="cpu")
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's compiler, with its files in the test's own folder."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own modules
+@pytest.mark.timeout(600)
+def test_a_compiled_network_gives_the_same_logits_also_after_a_change_of_step(logged: list[str]) -> None:
+    smallest = {**SMALL_SAM1, "depth": 1, "global_attn_indexes": [0]}  # a kernel takes seconds to compile
+    model = sam1.build(smallest)
+    plain, compiled = sam1.Sam1Engine(model), sam1.Sam1Engine(copy.deepcopy(model))
+    compiled.compile()
+    prepared = plain.prepare(picture(400, 300))
+    for side in (128, 64):
+        for engine in (plain, compiled):
+            engine.apply(replace(engine.step, side=side))
+        [expected], [found] = plain.encode([prepared]), compiled.encode([prepared])
+        assert_close(compiled.decode(found, PROMPTS), plain.decode(expected, PROMPTS))
+    assert not [line for line in logged if "cannot be compiled" in line]
+
+
+def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    def no_compiler(_: Any) -> Any:
+        def fails(*_: Any) -> Any:
+            raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nmore")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    stages: list[str] = []
+    engine = load(resolve("demo"), device="cpu", compile=True, on_stage=stages.append)
+    assert stages == ["import", "read", "config", "build", "to device", "compile", "warm-up"]
+    source, truth = scene()
+    [logits] = engine.decode(engine.encode([engine.prepare(source)])[0], [ELLIPSE])
+    assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+    said = [line for line in logged if "cannot be compiled" in line]
+    assert len(said) == 1
+    assert "no working C++ compiler found" in said[0]
+
+
+def test_out_of_memory_in_a_compiled_network_is_no_reason_to_give_compiling_up(
+    monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    times: list[int] = []
+
+    def tight(eager: Any) -> Any:
+        def compiled(square: torch.Tensor) -> Any:
+            times.append(len(square))
+            if len(square) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return eager(square)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", tight)
+    adaptive = load(resolve("demo"), device="cpu", compile=True, max_batch=2, warmup=False)
+    assert len(adaptive.encode([adaptive.prepare(picture())] * 2)) == 2
+    assert times[-2:] == [1, 1]
+    assert not [line for line in logged if "cannot be compiled" in line]
 
 
 # -- on a real card ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from torchvision.transforms.v2.functional import resize
 
 from sam_poll.engines import cpu_linear
 from sam_poll.engines.chunks import chunks, prompt_groups
+from sam_poll.engines.faults import kind_of
 from sam_poll.engines.memory import Step
 from sam_poll.errors import ModelError
 from sam_poll.geometry import to_network
@@ -207,6 +208,29 @@ class TorchEngine:
             self._set_side(self.native_side)
             self.model.load_state_dict(weights, strict=False)  # checked when it was first read
         self._rounded = False
+
+    def compile(self) -> None:
+        """From the next encode on, the image encoder runs as torch compiles it; where that fails, as before.
+
+        Each new combination of precision, side and size of the batch (one, or any larger) is compiled when it first
+        comes up, which takes up to minutes. The decoder is left alone: its shapes follow the prompts.
+        """
+        encoder = self.model.image_encoder
+        eager = encoder.forward
+        compiled = torch.compile(eager)
+
+        def forward(*args: Any) -> Any:
+            try:
+                return compiled(*args)
+            except Exception as error:
+                if kind_of(error):
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("{}: the network cannot be compiled and runs as it is: {}", self.name, reason)
+            encoder.forward = eager
+            return eager(*args)
+
+        encoder.forward = forward
 
     def free(self) -> None:
         gc.collect()

@@ -38,6 +38,7 @@ GPU_PROMPTS = (
 )
 GPU_BATCH = 8
 BACKSTOP_S = 5.0
+COMPILE_PATIENCE = 4  # times `load_timeout_s`: on one core a small encoder takes a minute to compile
 
 OnStage = Callable[[str], None]
 
@@ -49,6 +50,7 @@ class Wishes:
     precision: str
     max_batch: int | None
     min_side: int
+    compile: bool
 
 
 class Stages:
@@ -117,6 +119,7 @@ def load(
     budget_mib: int | None = None,
     reserve_mib: int = 256,
     min_side: int = 256,
+    compile: bool = False,
     warmup: bool = True,
     load_timeout_s: float = 300,
     on_stage: OnStage | None = None,
@@ -124,13 +127,13 @@ def load(
     """The engine that `spec` names, on the device, warmed up, stepping down by itself when memory runs out.
 
     `max_batch` None: 8 pictures at once on a GPU, 1 on a CPU. `budget_mib` limits what torch may take of a GPU's
-    memory (None: all but `reserve_mib`). Raises ModelError; past `load_timeout_s` ends the process with
-    `ExitCode.MODEL` and all stacks on stderr.
+    memory (None: all but `reserve_mib`). `compile`: see `TorchEngine.compile`; there is time for it. Raises ModelError;
+    past `load_timeout_s` ends the process with `ExitCode.MODEL` and all stacks on stderr.
     """
     if spec.family == "fake":
         return FakeEngine()
     _checkpoint_path(spec)  # importing torch takes seconds; what is missing is told before
-    stages = Stages(spec.name, load_timeout_s, on_stage)
+    stages = Stages(spec.name, load_timeout_s * (COMPILE_PATIENCE if compile else 1), on_stage)
     with stages.watched():
         with stages.stage("import"):
             _import(spec.family)
@@ -139,11 +142,15 @@ def load(
             devices.limit_memory(chosen.name, budget_mib, reserve_mib)
         try:
             meter = _meter(chosen.name, budget_mib, reserve_mib)
-            wishes = Wishes(precision, max_batch, min_side)
+            wishes = Wishes(precision, max_batch, min_side, compile)
             engine = _build(spec, chosen, stages, wishes, meter)
+            if compile:
+                with stages.stage("compile"):
+                    warm_up(engine, pictures=1)
+                    warm_up(engine, pictures=engine.batch)
             if warmup:
                 with stages.stage("warm-up"):
-                    warm_up(engine)
+                    warm_up(engine, pictures=engine.batch)
         except TooLargeError as error:
             raise ModelError(f"the model does not fit: {error.reason}", place=spec.name, remedy=error.remedy) from error
     logger.info("{}: ready at {} after {}", spec.name, engine.info.step, stages)
@@ -199,11 +206,14 @@ def _build(
     footprint = footprint_of(model)
     peaks = None
     if meter:
-        network = f"{spec.name}, {footprint.weights_mib('float32'):.1f} MiB, {meter.card}"
+        weights_mib = f"{footprint.weights_mib('float32'):.1f} MiB"
+        network = f"{spec.name}, {weights_mib}, {meter.card}{', compiled' * wishes.compile}"
         peaks = Peaks(cache_dir() / PEAKS, network)
     needs = Needs(footprint, peaks.read() if peaks else None)
     with stages.stage("to device"):
         engine = engine_class(model, name=spec.name, weights=lambda: checkpoint.read(path))
+        if wishes.compile:
+            engine.compile()
         return AdaptiveEngine(engine, plan, needs=needs, meter=meter, keep=peaks.keep if peaks else _forget)
 
 
@@ -263,10 +273,10 @@ def _first_step(device: devices.Device, side: int, max_batch: int | None) -> Ste
     return Step(device.precision, GPU_PROMPTS if on_gpu else cpu_prompts(side), batch, side, device.name)
 
 
-def warm_up(engine: Engine) -> None:
-    """One grey picture with one prompt of each kind: kernels are chosen and memory is taken before the first job."""
+def warm_up(engine: Engine, pictures: int) -> None:
+    """Grey pictures with one prompt of each kind: kernels are chosen and memory is taken before the first job."""
     size = Size(64, 64)
     picture = Picture(np.full((size.height, size.width, 3), 128, np.uint8), size, digest="warm-up")
     prompts = [Prompt(points=(Point(32, 32),)), Prompt(box=Box(16, 16, 48, 48))]
-    for embedding in engine.encode([engine.prepare(picture)] * engine.batch):
+    for embedding in engine.encode([engine.prepare(picture)] * pictures):
         engine.decode(embedding, prompts)
