@@ -29,7 +29,7 @@ class Peaks:
     def __init__(self, path: Path, network: str) -> None:
         self._path = path
         self._network = network
-        self._useless = False
+        self._damaged = self._useless = False  # and it has been said
 
     def read(self) -> dict[Key, float]:
         """What is known, in MiB; nothing where the file is missing, damaged, or not ours."""
@@ -64,8 +64,9 @@ class Peaks:
             self._give_up(f"cannot be read: {error.strerror}")
             return {}
         except (ValueError, RecursionError):
-            if not self._useless:
+            if not self._damaged:
                 logger.info("{} is damaged and will be written anew", shown(self._path))
+            self._damaged = True
             return {}
         peaks = content.get("peaks_mib") if isinstance(content, dict) and content.get("format") == FORMAT else None
         if not isinstance(peaks, dict):
