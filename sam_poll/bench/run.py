@@ -60,16 +60,17 @@ def run(plan: Plan, tell: Tell) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the benchmark as Ctrl-C does: with everything put away."""
+    """SIGTERM, and a terminal that is closed, end the benchmark as Ctrl-C does: with everything put away."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Bench:
