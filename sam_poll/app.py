@@ -110,6 +110,7 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
         cache_mib=p.cache_mib,
         max_pixels=int(settings.limits.picture_mpx * 1_000_000),
         cover=min(_OVERLAY_COVER, settings.overlay.max_side) if "overlay" in settings.formats else 0,
+        pixels="overlay" in settings.formats,
     )
 
 
@@ -124,6 +125,7 @@ def engine_of(settings: Settings, *, model_type: str | None = None, device: str 
         budget_mib=None if memory.budget_mib == "auto" else memory.budget_mib,
         reserve_mib=memory.reserve_mib,
         min_side=memory.min_side,
+        compile=settings.compile,
         load_timeout_s=settings.load_timeout_s,
     )
 

@@ -61,6 +61,7 @@ class Sizes:
     cache_mib: int = 512
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     cover: int = 0  # decode pictures at a scale whose sides have at least this, even if the network wants less
+    pixels: bool = True  # keep the decoded pictures until the end, for a format that draws on them
     drain_s: float = 30.0
 
 
@@ -242,15 +243,17 @@ class Pipeline:
             info, sizes = self._engine.info, self._sizes
             cover = max(info.side, sizes.cover)
             try:
-                task.picture = images.decode(data, cover=cover, both=info.family != "sam1", max_pixels=sizes.max_pixels)
+                picture = images.decode(data, cover=cover, both=info.family != "sam1", max_pixels=sizes.max_pixels)
             except PictureError as error:
                 error.place = error.place or bytesof.name(job)
                 raise
             finally:
                 if isinstance(job.picture, Path):
                     bytesof.check_unchanged(job.picture, seen)
-            task.prompts = prompts.fit(job.prompts, task.picture.size)
-            task.prepared = self._engine.prepare(task.picture)
+            task.size, task.notes = picture.size, picture.notes
+            task.prompts = prompts.fit(job.prompts, picture.size)
+            task.prepared = self._engine.prepare(picture)
+            task.picture = picture if sizes.pixels else None
         self._device_queue.put(task)
 
     def _device_loop(self) -> None:
@@ -330,7 +333,7 @@ class Pipeline:
         self._finishers.submit(self._guarded, self._finish, task)
 
     def _finish(self, task: Task) -> None:
-        assert task.picture is not None
+        assert task.size is not None
         assert task.info is not None
         with timed(task, "masks"):
             masks: list[Mask] = [
@@ -339,13 +342,13 @@ class Pipeline:
         result = Result(
             job_id=task.job.id,
             name=task.job.name,
-            size=task.picture.size,
+            size=task.size,
             masks=tuple(masks),
             prompts=task.prompts,
             model=task.info,
             picture=task.picture,
             timings=task.timings,
-            notes=task.picture.notes + tuple(n for p in task.prompts for n in p.notes),
+            notes=task.notes + tuple(n for p in task.prompts for n in p.notes),
         )
         with timed(task, "formats"):
             documents = [document for make in self._formats for document in make(result)]

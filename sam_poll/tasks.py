@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from sam_poll.fs import shown
-from sam_poll.types import Embedding, Job, Logits, ModelInfo, Picture, Prepared, Prompt, Result
+from sam_poll.types import Embedding, Job, Logits, ModelInfo, Picture, Prepared, Prompt, Result, Size
 
 
 @dataclass(eq=False)
@@ -23,7 +23,9 @@ class Task:
 
     job: Job
     prompts: tuple[Prompt, ...] = ()
-    picture: Picture | None = None
+    size: Size | None = None
+    notes: tuple[str, ...] = ()
+    picture: Picture | None = None  # only as long as somebody will look at it
     prepared: Prepared | None = None
     embedding: Embedding | None = None
     logits: list[Logits] = field(default_factory=list)

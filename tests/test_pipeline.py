@@ -556,3 +556,13 @@ def test_a_job_that_cannot_be_rejected_is_not_counted_as_rejected() -> None:
 
     now = run(Broken([Job("a", "a.jpg", b"no picture", ONE)])).stats.now()
     assert (now.rejected, now.at_work, sum(now.released.values())) == (0, 0, 1)
+
+
+def test_decoded_pictures_are_kept_only_for_a_format_that_draws_on_them() -> None:
+    results: list[Result] = []
+    for pixels in (True, False):
+        run(MemoryDoor([job("j")]), pixels=pixels, on_result=results.append)
+    kept, dropped = results
+    assert kept.picture is not None
+    assert dropped.picture is None
+    assert kept.size == dropped.size
