@@ -136,6 +136,7 @@ class AdaptiveEngine:
         step = self.engine.step
         if step.device == "cpu":
             self._peaks_mib.clear()
+            self._needs.calm()
             return
         self._peaks_mib[call] = self._meter.peak_mib()
         # Where several chunks of a batch were encoded, the peak holds the embeddings of those before it.

@@ -70,15 +70,19 @@ class Needs:
         for known, _ in self._like(key, self._refused):
             if known[3] <= count:
                 del self._refused[known]
+        self.calm()
+        if peak_mib <= self.measured.get(key, -1.0) + 1.0:
+            return False
+        self.measured[key] = peak_mib
+        return True
+
+    def calm(self) -> None:
+        """Counts a call that worked, on whatever device."""
         self._worked += 1
         if self._worked >= self._patience:
             self._worked = 0
             self._forgotten |= set(self._refused)
             self._refused.clear()
-        if peak_mib <= self.measured.get(key, -1.0) + 1.0:
-            return False
-        self.measured[key] = peak_mib
-        return True
 
     def not_enough(self, call: Call, step: Step, count: int, free_mib: float) -> None:
         """Learns from a call that ran out of memory when `free_mib` were free."""
