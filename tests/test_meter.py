@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sam_poll.engines import devices, load, loader, resolve
 from sam_poll.engines.adaptive import AdaptiveEngine
 from sam_poll.engines.estimate import Footprint
 from sam_poll.engines.memory import Plan, Step, cpu_step
+from sam_poll.engines.meter import MIB, CudaMeter, Reading
 from sam_poll.engines.needs import Needs
 from sam_poll.errors import TooLargeError
 from sam_poll.types import Box, Logits, Picture, Prompt, Size
@@ -330,6 +335,87 @@ def test_measured_peaks_are_handed_on_once_and_not_again_for_the_same() -> None:
     for _ in range(5):
         asked(adaptive)
     assert handed == [1, 2]
+
+
+# -- the real meter, and loading with one ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What torch says of a card, in MiB; any other question is an error."""
+    told = SimpleNamespace(free=3000.0, total=4096.0, allocated=500.0, reserved=700.0, part=1.0, peak=650.0, resets=0)
+
+    def reset(_: str) -> None:
+        told.resets += 1
+
+    answers = {
+        "get_device_name": lambda _: "Card 4G",
+        "mem_get_info": lambda _: (int(told.free * MIB), int(told.total * MIB)),
+        "memory_allocated": lambda _: told.allocated * MIB,
+        "memory_reserved": lambda _: told.reserved * MIB,
+        "max_memory_allocated": lambda _: told.peak * MIB,
+        "get_per_process_memory_fraction": lambda _: told.part,
+        "reset_peak_memory_stats": reset,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer, raising=False)
+    return told
+
+
+def test_what_torch_holds_without_using_it_is_free_and_the_reserve_is_not(cuda: SimpleNamespace) -> None:
+    assert CudaMeter("cuda:0", reserve_mib=256).read() == Reading(3000 + 200 - 256, 3000, 4096, 500)
+
+
+def test_the_budget_and_the_processs_part_of_the_card_limit_what_is_free(cuda: SimpleNamespace) -> None:
+    assert CudaMeter("cuda:0", budget_mib=1000).read() == Reading(500, 3000, 4096, 500, 1000)
+    cuda.part = 0.25
+    assert CudaMeter("cuda:0", budget_mib=2000).read() == Reading(1024 - 500, 3000, 4096, 500, 1024)
+    cuda.free = cuda.reserved = cuda.allocated = 0
+    assert CudaMeter("cuda:0", reserve_mib=256).read().free_mib == 0
+
+
+def test_a_torch_that_does_not_tell_the_processs_part_is_read_too(
+    cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    assert CudaMeter("cuda:0").read() == Reading(3200, 3000, 4096, 500)
+
+
+def test_the_peak_counts_from_the_start_of_the_call_and_names_card_and_torch(cuda: SimpleNamespace) -> None:
+    meter = CudaMeter("cuda:0")
+    meter.start()
+    assert (meter.peak_mib(), cuda.resets) == (650, 1)
+    assert "Card 4G" in meter.card
+    assert torch.__version__ in meter.card
+
+
+def loaded(card: Card, monkeypatch: pytest.MonkeyPatch, cache: Path, **options: Any) -> AdaptiveEngine:
+    """The bundled model on `cpu:0`, which is a card to the plan, with a told meter."""
+    monkeypatch.setenv("SAM_POLL_CACHE", str(cache))
+    monkeypatch.setattr(devices, "choose", lambda *_: devices.Device("cpu:0", "float32", None))
+    monkeypatch.setattr(loader, "_meter", lambda *_: card)
+    engine = load(resolve("demo"), **options)
+    assert isinstance(engine, AdaptiveEngine)
+    return engine
+
+
+def test_a_model_larger_than_the_card_is_loaded_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = loaded(Card(2), monkeypatch, tmp_path)
+    assert engine.info.device == "cpu"
+    assert len(asked(engine)) == 1
+
+
+def test_peaks_measured_in_one_run_are_known_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Card, "peak_mib", lambda _: 123.4)  # the told card holds nothing of a real network
+    first = loaded(Card(9000), monkeypatch, tmp_path)
+    assert first.info.device == "cpu:0"
+    assert first.info.peak_mib == 123.4
+    assert (tmp_path / "peaks.json").is_file()
+    second = loaded(Card(9000), monkeypatch, tmp_path, warmup=False)
+    assert second._needs
+    assert first._needs
+    assert second._needs.measured.keys() == first._needs.measured.keys()
+    assert loaded(Card(9000, card="another"), monkeypatch, tmp_path, warmup=False)._needs.measured == {}  # type: ignore[union-attr]
 
 
 # -- any card, any neighbours ------------------------------------------------------------------------------------------
