@@ -20,7 +20,7 @@ from sam_poll.engines.estimate import Footprint
 from sam_poll.engines.memory import Plan, Step, cpu_step
 from sam_poll.engines.meter import MIB, CudaMeter, Reading
 from sam_poll.engines.needs import Needs
-from sam_poll.errors import TooLargeError
+from sam_poll.errors import DeviceError, TooLargeError
 from sam_poll.types import Box, Logits, Picture, Prompt, Size
 from tests.fake_card import Card, CardEngine, OutOfMemoryError
 
@@ -310,6 +310,34 @@ def test_the_way_up_failing_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(20):
         asked(adaptive)
     assert adaptive.plan.step == FIRST
+
+
+@pytest.mark.parametrize("where", ["read", "free"])
+def test_a_fault_that_shows_only_when_memory_is_read_or_freed_is_a_device_error(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(9000)
+    adaptive, engine, _ = on(card, LARGE)
+    prepared = adaptive.prepare(PICTURE)
+
+    def fault() -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(*((card, "read") if where == "read" else (engine, "free")), fault)
+    engine.fail("encode", OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        adaptive.encode([prepared])
+
+
+def test_a_card_too_full_to_be_asked_is_left_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> Any:
+        raise OutOfMemoryError("CUDA error: out of memory")
+
+    card = Card(9000)
+    monkeypatch.setattr(card, "read", full)
+    adaptive, engine, _ = on(card, LARGE)
+    assert engine.taken == [cpu_step(1024)]
+    assert len(asked(adaptive)) == 1
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from loguru import logger
 from sam_poll.engines.chunks import prompt_groups
 from sam_poll.engines.faults import kind_of
 from sam_poll.engines.memory import Call, Plan, Step, chunked, fits
-from sam_poll.engines.meter import Meter
+from sam_poll.engines.meter import Meter, Reading
 from sam_poll.engines.needs import Key, Needs
 from sam_poll.errors import DeviceError, TooLargeError
 from sam_poll.types import Embedding, Engine, Logits, ModelInfo, Picture, Prepared, Prompt
@@ -101,7 +101,7 @@ class AdaptiveEngine:
         self._get_ready(call, count)
         while True:
             if self._meter:
-                self._held_mib = self._meter.read().held_mib
+                self._held_mib = self._read().held_mib
                 self._meter.start()
             try:
                 result = run()
@@ -126,7 +126,7 @@ class AdaptiveEngine:
         if self.plan.step.network != self.engine.step.network or not self._sound:
             self._change(self.plan.step, "while changing the step")
         if self.engine.step.device != "cpu":
-            free_mib = self._meter.read().free_mib
+            free_mib = self._read().free_mib
             self._change(chunked(self.plan.step, call, count, free_mib, self._needs), "while changing the step")
 
     def _succeeded(self, call: Call, count: int) -> None:
@@ -157,16 +157,30 @@ class AdaptiveEngine:
     # ── memory ──
 
     def _fits(self, step: Step, cautious: bool, part: float = 1.0) -> bool:
-        assert self._meter
         assert self._needs
-        return fits(step, self._meter.read().free_mib * part, self._needs, here=self.engine.step, cautious=cautious)
+        return fits(step, self._read().free_mib * part, self._needs, here=self.engine.step, cautious=cautious)
+
+    def _read(self) -> Reading:
+        """The meter's reading; nothing free where the card is too full even for that."""
+        assert self._meter
+        try:
+            return self._meter.read()
+        except Exception as error:  # noqa: BLE001 - as in _call; a fault of the last call may show only here
+            self._memory_reason(error)
+        return Reading(0.0, 0.0, 0.0, 0.0)
+
+    def _free(self) -> None:
+        try:
+            self.engine.free()
+        except Exception as error:  # noqa: BLE001 - as in _read
+            self._memory_reason(error)
 
     def _relieved(self, call: Call) -> bool:
         """Whether kept embeddings could be given up."""
         if not self._let_go():
             return False
         logger.info("not enough memory in {}: kept embeddings are given up", call)
-        self.engine.free()
+        self._free()
         return True
 
     def _memory_reason(self, error: Exception) -> str:
@@ -182,12 +196,12 @@ class AdaptiveEngine:
 
     def _step_down(self, call: Call, count: int, failed: Step, reason: str) -> None:
         """To the next step that can be taken, after `call` with `count` to do has failed on `failed`."""
-        self.engine.free()
+        self._free()
         while step := self._next(call, count, failed):
             logger.warning("out of memory in {} at {}: trying again at {}", call, failed, step)
             failed = step
             if self._apply(step):
-                self.engine.free()  # of what the step before held
+                self._free()  # of what the step before held
                 return
         raise TooLargeError(
             f"out of memory in {call} even at {failed} ({reason}; {self._numbers(call, failed, count)})",
@@ -198,7 +212,7 @@ class AdaptiveEngine:
         if not self._meter or not self._needs:
             return self.plan.down(call)
         at_once = max(1, min(count, failed.at_once(call)))
-        free_mib = self._meter.read().free_mib
+        free_mib = self._read().free_mib
         if failed.device != "cpu":
             self._needs.not_enough(call, failed, at_once, free_mib)
         step = self.plan.lower(failed, call, at_once)
@@ -213,7 +227,7 @@ class AdaptiveEngine:
             needed_mib = self._needs.call_mib(call, step, max(1, min(count, step.at_once(call))))
             parts.append(f"about {needed_mib:.0f} MiB needed")
         if self._meter:
-            parts.append(f"on the card {self._meter.read()}")
+            parts.append(f"on the card {self._read()}")
         return "; ".join([*parts, self.engine.memory_report()])
 
     def _change(self, step: Step, when: str) -> None:
@@ -232,7 +246,7 @@ class AdaptiveEngine:
         else:
             self._sound = True
             return True
-        self.engine.free()
+        self._free()
         return False
 
 

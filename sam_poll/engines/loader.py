@@ -25,6 +25,7 @@ from sam_poll.engines.adaptive import AdaptiveEngine
 from sam_poll.engines.catalog import ModelSpec, cache_dir
 from sam_poll.engines.estimate import footprint_of
 from sam_poll.engines.fake import FakeEngine
+from sam_poll.engines.faults import kind_of
 from sam_poll.engines.memory import Plan, Step, cpu_prompts
 from sam_poll.engines.meter import CudaMeter, Meter
 from sam_poll.engines.needs import Key, Needs
@@ -138,8 +139,6 @@ def load(
         with stages.stage("import"):
             _import(spec.family)
         chosen = devices.choose(device, precision)
-        if chosen.name.startswith("cuda"):
-            devices.limit_memory(chosen.name, budget_mib, reserve_mib)
         try:
             meter = _meter(chosen.name, budget_mib, reserve_mib)
             wishes = Wishes(precision, max_batch, min_side, compile)
@@ -222,9 +221,14 @@ def _forget(measured: Mapping[Key, float]) -> None:
 
 
 def _meter(device: str, budget_mib: int | None, reserve_mib: int) -> Meter | None:
-    """Reads a card's memory; None where there is nothing to read (CPU, MPS)."""
+    """Limits a card's memory, and reads it; None where there is nothing to read (CPU, MPS)."""
     if not device.startswith("cuda"):
         return None
+    try:
+        devices.limit_memory(device, budget_mib, reserve_mib)
+    except RuntimeError as error:
+        if kind_of(error) != "memory":  # a card too full even for CUDA's own: the plan will read that nothing is free
+            raise
     return CudaMeter(device, budget_mib=budget_mib, reserve_mib=reserve_mib)
 
 
