@@ -136,8 +136,8 @@ def main() -> int:
             found = measure(group, device, root, given.rounds)
         report["groups"].append(found)
         print("\n".join(lines(found)), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        if given.json:  # after each group: whoever stops here keeps what is known
+            given.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

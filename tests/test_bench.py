@@ -310,9 +310,22 @@ def test_what_libraries_print_does_not_disturb_a_workers_answers(capfd: pytest.C
     )
     done = subprocess.run([sys.executable, "-c", code], input='{"a": 1}\n', capture_output=True, text=True, timeout=60)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [set(answer) for answer in answers] == [{"ready", "peak_mib"}, {"got", "peak_mib"}]
+    assert [set(answer) for answer in answers] == [{"ready"}, {"got"}]
     assert "chatter" in done.stderr
     assert set(worker._KINDS) == {"loop", "limit", "outside"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_a_process_is_not_charged_with_the_benchmarks_own_memory(tmp_path: Path) -> None:
+    own = np.ones(600 << 17)  # 600 MiB, which getrusage would hand down through exec
+    order = {"kind": "outside", "side": "sam_poll", "root": str(tmp_path / "share")}
+    with processes.Worker("ours", order, tmp_path / "log") as told:
+        with processes.Child("short", ["-c", "input()"], tmp_path / "short.log", stdin=subprocess.PIPE) as short:
+            wait_until(lambda: short.peak_mib > 5)
+            assert short.peak_mib < 200
+        assert told.peak_mib > 100
+        assert told.cpu_s > 0
+    assert own.nbytes > 0
 
 
 def test_a_daemon_that_cannot_start_is_told_with_its_last_words(tmp_path: Path, subject: pictures.Subject) -> None:

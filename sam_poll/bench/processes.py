@@ -84,6 +84,22 @@ class Child:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds used so far; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    @property
+    def peak_mib(self) -> float:
+        """Most main memory used so far; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+        return 0.0
+
     def trouble(self, reason: str) -> BenchError:
         """An error with the process's last words."""
         lines = [line for line in self._log.read_text("utf-8", "replace").splitlines() if line.strip()]
@@ -96,7 +112,6 @@ class Worker(Child):
     def __init__(self, name: str, order: dict[str, Any], log: Path) -> None:
         arguments = ["-m", "sam_poll.bench.worker", json.dumps(order)]
         super().__init__(name, arguments, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.peak_mib = 0.0
         try:
             self._answer()
         except BaseException:
@@ -120,7 +135,6 @@ class Worker(Child):
             self.process.wait()
             raise self.trouble(f"ended with {self.process.returncode}")
         answer: dict[str, Any] = json.loads(line)
-        self.peak_mib = answer["peak_mib"]
         if "error" in answer:
             raise BenchError(answer["error"], place=self.name)
         return answer
@@ -183,22 +197,6 @@ class Daemon(Child):
             raise self.trouble("a job was rejected")
         if waited_s > _PATIENCE_S:
             raise self.trouble(f"no answer within {_PATIENCE_S:.0f} s")
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds used so far; 0 where the system does not tell."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return 0.0
-
-    @property
-    def peak_mib(self) -> float:
-        """Most main memory used so far; 0 where the system does not tell."""
-        with contextlib.suppress(OSError, ValueError, StopIteration):
-            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-        return 0.0
 
 
 @contextlib.contextmanager

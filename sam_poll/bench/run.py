@@ -29,7 +29,7 @@ ROUND_S = 6.0  # what a contestant's round should take
 QUICK_S = 1.5
 MOST_JOBS = 48
 MOST_LOOPED = 6
-LEAST_JOBS = 4  # fewer, and filling and draining the pipeline is most of what is seen
+LEAST_JOBS = 8  # fewer, and filling and draining the pipeline weighs too much
 OUTSIDE_RUNS = 5
 LATENCY_RUNS = (5, 15)
 

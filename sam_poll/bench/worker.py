@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -37,8 +36,6 @@ def main(text: str) -> None:
                 answer = handler(order)
         except Exception as error:  # noqa: BLE001  whatever it is, who asked must hear of it
             answer = {"error": f"{type(error).__name__}: {error}"}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        answer["peak_mib"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         line = sys.stdin.readline()
