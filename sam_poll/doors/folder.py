@@ -133,7 +133,7 @@ class FolderDoor:
 
     def glance(self) -> None:
         """Look at `in/` in a thread, while the caller does something else that takes time before it asks for jobs: what
-        lies there settles from now on."""
+        lies there settles from now on. Once, and not after `jobs`."""
 
         def look_on() -> None:
             try:

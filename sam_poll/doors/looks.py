@@ -22,7 +22,6 @@ from sam_poll.doors.settle import Hint, Settler, Signature, is_temporary
 from sam_poll.fs import NOT_THERE
 
 NEVER = float("inf")
-_SPELL_S = 0.25  # a scan looks at files for so long at the least; what is left is looked at by the next
 _MAX_HINTS = 100_000
 
 
@@ -50,9 +49,9 @@ class Looks:
         self.soonest = NEVER
         self.hurried = False
 
-    def begin(self, spell_s: float = 0.0) -> None:
-        """A scan may spend so long, or `_SPELL_S`, on looking."""
-        self._spell_s, self._spent_s = max(spell_s, _SPELL_S), 0.0
+    def begin(self, spell_s: float) -> None:
+        """A scan may spend so long on looking."""
+        self._spell_s, self._spent_s = spell_s, 0.0
         self.soonest, self.hurried = NEVER, False
 
     @contextmanager

@@ -34,6 +34,8 @@ LONE_S = 10.0  # how long a prompt without picture waits before its picture is l
 _UNREAD_S = 10.0
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 _MANY = 5000  # so many pictures are offered at a time: more than are claimed before the next scan
+_SPELL_S = 0.25  # a scan looks at files for so long; what is left is looked at by the next
+_GLANCE_S = 0.1  # beside it the model is loaded, which is what the first job waits for
 _REST_S = 0.001  # polling, prompts that wait alone are looked at anew after so long for each of them
 
 
@@ -146,19 +148,25 @@ class Scanner:
         where very many wait, the first job is not to wait for a second listing.
         """
         now = self._clock()
-        self.scan(now, [])
+        self.scan(now, [], spell_s=_GLANCE_S)
         self._glanced, self._idle = now, False
 
     def scan(
-        self, now: float, at_work: Collection[str], elsewhere: Callable[[], Collection[str]] = tuple
+        self,
+        now: float,
+        at_work: Collection[str],
+        elsewhere: Callable[[], Collection[str]] = tuple,
+        *,
+        spell_s: float = _SPELL_S,
     ) -> list[Ready]:
         """Settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share; `elsewhere`
         tells those that other daemons work on, whose further prompts wait until they are done. It is asked after `in/`
         was listed, because files go from there to `work/`: looking the same way misses none.
 
         Of a crowd, `_MANY` pictures at a time, and `due` is at once: the oldest of those that were looked at. They are
-        looked at in the order of the listing, as many as a short time allows. Where nothing can have become ready since
-        the last scan, its files are not gone through again. Raises OSError when the folder itself cannot be read.
+        looked at in the order of the listing, as many as `spell_s` (or half the time of listing) allows. Where nothing
+        can have become ready since the last scan, its files are not gone through again. Raises OSError when the folder
+        itself cannot be read.
         """
         if self._manners.events and not self._watched:
             self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
@@ -166,8 +174,13 @@ class Scanner:
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
         stirred = self._take_holds() | self._looks.take_hints()
         started = self._clock()
-        changed, due = self._list(now)
-        self._looks.begin((self._clock() - started) / 2)
+        glanced, self._glanced = self._glanced, None
+        if glanced is not None and now - glanced < self._manners.rescan_s:
+            changed, due, spell_s = False, now, 0.0  # the first job first
+        else:
+            changed, due = self._list(now)
+            spell_s = max(spell_s, (self._clock() - started) / 2)
+        self._looks.begin(spell_s)
         extra = frozenset((*at_work, *elsewhere()))
         self.scans += 1
         self.last = time.time()
@@ -193,9 +206,6 @@ class Scanner:
 
     def _list(self, now: float) -> tuple[bool, float]:
         """Whether names have changed, and when to list again at the latest."""
-        glanced, self._glanced = self._glanced, None
-        if glanced is not None and now - glanced < self._manners.rescan_s:
-            return False, now
         changed, due = self._names.look(), NEVER
         closed = self._names.closed
         for folder in closed - self._closed:
@@ -300,7 +310,8 @@ class Scanner:
             spoken_for.add(picture)
             ready = settled(prompt)
             if picture in pictures:
-                ready = settled(picture) and ready  # each is asked: its clock starts with the first look
+                if ready or not self._looks.hurried:  # each is asked, because its clock starts with the first look
+                    ready = settled(picture) and ready
             elif picture not in at_work:
                 self.due = min(self.due, now + self._manners.rescan_s)
                 if ready and not self._is_held(prompt, now):
