@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sam2.modeling.backbones.hieradet import MultiScaleAttention
 from sam2.modeling.sam2_utils import MLP
 from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention
@@ -97,6 +98,34 @@ def test_attention_without_positions_is_computed_too() -> None:
     module = Attention(48, num_heads=4, use_rel_pos=False)
     x = torch.randn(2, 5, 5, 48)
     torch.testing.assert_close(attention.attend(module, x), module(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@torch.inference_mode()
+def test_attention_by_rows_is_as_near_to_float32_as_torchs_own_in_bfloat16(
+    biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 1100, 32) for _ in range(3))
+    bias = torch.randn(1, 2, 1100, 1100) if biased else None
+    exact = nn.functional.scaled_dot_product_attention(q, k, v, bias)
+    half = [None if part is None else part.bfloat16() for part in (q, k, v, bias)]
+    assert attention._by_rows(q.bfloat16())
+    assert not attention._by_rows(q)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.attention(*half)  # type: ignore[arg-type]
+    fused = nn.functional.scaled_dot_product_attention(*half)  # type: ignore[arg-type]
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).norm() <= 1.5 * (fused.float() - exact).norm() + 0.01 * exact.norm()
+
+
+@torch.inference_mode()
+def test_sam2s_global_attention_gives_what_it_gave() -> None:
+    torch.manual_seed(0)
+    module = MultiScaleAttention(32, 64, num_heads=4)
+    x = torch.randn(2, 6, 5, 32)
+    torch.testing.assert_close(attention.attend_hiera(module, x), module(x), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

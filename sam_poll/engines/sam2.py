@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from sam_poll.engines import attention
 from sam_poll.engines.base import Features, PromptBatch, TorchEngine
 from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.errors import ModelError
@@ -85,6 +86,7 @@ class Sam2Engine(TorchEngine):
         self.native_side = int(model.image_size)
         # Video's parts, up to a fifth of a small model's weights, have nothing to do on single pictures.
         model.memory_attention = model.memory_encoder = None
+        attention.install_hiera(model.image_encoder.trunk)
         super().__init__(model, step or cpu_step(self.native_side), name=name, **keywords)
 
     def frame_for(self, size: Size, side: int) -> Frame:
