@@ -90,8 +90,10 @@ def test_each_file_handed_out_is_another_one_with_the_same_pixels(tmp_path: Path
     seen = [images.decode(pair.picture.read_bytes()) for pair in (first, again)]
     assert seen[0].digest != seen[1].digest
     np.testing.assert_array_equal(seen[0].pixels, seen[1].pixels)
-    one, two = (pair.picture.read_bytes() for pair in pictures.Supply(tmp_path / "known").pairs(subject, 2, known=True))
-    assert one == two
+    supply = pictures.Supply(tmp_path / "known")
+    one, other, _, again = (pair.picture.read_bytes() for pair in supply.pairs(subject, 4, known=True))
+    assert one == again != other
+    assert supply.pairs(subject, 1, known=True)[0].picture.read_bytes() != one
 
 
 def test_a_stamp_leaves_the_first_segment_first(subject: pictures.Subject) -> None:

@@ -152,9 +152,9 @@ class Supply:
         folder.mkdir(parents=True, exist_ok=True)
 
     def pairs(self, subject: Subject, count: int, *, known: bool = False) -> list[Pair]:
-        """`count` new pairs of a subject, its pictures in turn; or (`known`) all of one picture, the same bytes."""
+        """`count` new pairs of a subject, its pictures in turn. `known`: what comes again is the same file."""
         serial = f"p{self._count:06d}" if known else None
-        return [self._pair(subject, 0 if known else number % len(subject.jpegs), serial) for number in range(count)]
+        return [self._pair(subject, number % len(subject.jpegs), serial) for number in range(count)]
 
     def _pair(self, subject: Subject, which: int, serial: str | None) -> Pair:
         self._count += 1
