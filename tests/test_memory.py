@@ -119,6 +119,66 @@ def test_a_step_up_that_proved_itself_is_no_longer_on_trial() -> None:
     assert plan.down("encode") == replace(GPU, batch=4)
 
 
+# -- where free memory can be read -------------------------------------------------------------------------------------
+
+
+def test_less_in_one_call_is_no_step_of_the_plan_but_another_network_is() -> None:
+    plan = Plan(replace(GPU, precision="float16"), half="float16")
+    step = plan.lower(plan.step, "encode", 8)
+    assert step == replace(plan.first, batch=4)
+    assert plan.step == plan.first
+    step = plan.lower(replace(plan.first, batch=1), "encode", 1)
+    assert step == plan.step == replace(plan.first, side=768)  # with as much in one call as at the start
+
+
+def test_a_chunk_that_is_no_smaller_than_what_failed_is_not_tried() -> None:
+    plan = Plan(replace(GPU, precision="float16"), half="float16")
+    assert plan.lower(plan.step, "decode", 5) == replace(plan.first, prompts_per_call=4)
+    assert plan.lower(plan.step, "encode", 1) == replace(plan.first, side=768)
+
+
+def test_the_highest_step_that_fits_is_gone_back_to() -> None:
+    plan = Plan(GPU, half="float16")
+    plan.settle(lambda step, _: step.device == "cpu")
+    assert plan.up(lambda _: False) is None
+    assert plan.step.device == "cpu"
+    assert plan.up(lambda step: step.side <= 512 and step.device != "cpu") == replace(
+        GPU, precision="float16", side=512
+    )
+    assert plan.up(lambda _: True) == plan.step == GPU
+    assert plan.up(lambda _: True) is None
+
+
+def test_a_step_up_that_does_not_last_is_waited_for_longer_each_time() -> None:
+    plan = Plan(GPU, half="float16", patience=10)
+    waits = []
+    for _ in range(5):
+        assert plan.lower(plan.step, "encode", 8)
+        calls = 1
+        while not plan.up(lambda _: True):
+            calls += 1
+        waits.append(calls)
+    assert waits == [1, 8, 16, 32, 64]
+    for _ in range(11):
+        plan.up(lambda _: True)  # it lasts
+    assert plan.lower(plan.step, "encode", 8)
+    assert plan.up(lambda _: True) == GPU
+
+
+def test_only_where_the_step_below_costs_no_quality_is_an_estimate_believed() -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def fits(step: Step, cautious: bool) -> bool:
+        asked.append((step.precision, cautious))
+        return step.side == 768
+
+    Plan(GPU, half="float16").settle(fits)
+    assert asked == [("float32", True), ("float16", False), ("float16", False)]
+    asked.clear()
+    Plan(GPU).settle(fits)
+    assert asked == [("float32", False), ("float32", False)]
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
