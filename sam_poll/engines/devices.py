@@ -48,13 +48,13 @@ def choose(device: str, precision: str) -> Device:
 def cpu_precision(side: int) -> str:
     """What `auto` means on a CPU, for a network of this native side: bfloat16 where its instructions are, else float32.
 
-    Measured with sam2.1_hiera_tiny on one core of Zen 4 (avx512_bf16), minima of 6 interleaved runs. The encoder:
-    sam2's own modules in float32 7.3 s, ours in float32 6.1 s, in bfloat16 3.8 s, while others used the machine (the
-    first takes 4.3 s when they do not); two threads, plain modules: 2.94 → 1.80 s from float32 to bfloat16. The
-    decoder: 155 → 115 ms. With random weights, whose logits are close to zero, 0.2 to 0.5 % of a mask's pixels
-    differ. The bundled model, side 256: encoder 15 → 16 ms, decoder 7 → 7; so small networks stay in float32. Two
-    pictures at once are slower than two in turn (5.8 instead of 4.3 s each), and neither channels_last (within 2 %)
-    nor flushing denormals helps.
+    Measured with sam2.1_hiera_tiny on one core of Zen 4 (avx512_bf16), 6 interleaved runs, minimum (median). The
+    encoder: sam2's own modules in float32 4.61 (4.71) s, ours in float32 4.06 (4.10) s, in bfloat16 2.47 (2.58) s;
+    two threads, plain modules: 2.94 → 1.80 s from float32 to bfloat16. The decoder, on a busier machine: 155 → 115
+    ms. With random weights, whose logits are close to zero, 0.2 to 0.5 % of a mask's pixels differ. The bundled
+    model, side 256: encoder 15 → 16 ms, decoder 7 → 7; so small networks stay in float32. Two pictures at once are
+    slower than two in turn (5.8 instead of 4.3 s each), and neither channels_last (within 2 %) nor flushing denormals
+    helps.
     """
     import torch
 
