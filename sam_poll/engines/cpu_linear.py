@@ -3,8 +3,8 @@
 In float32 torch sends linear layers to MKL, which does not use an AMD core to the full, and GELU reads and writes the
 widest tensor once more. Measured on one core of Zen 4, minima of 9 interleaved runs: 4096×384 by 384×1536 in 47 instead
 of 53 ms, 65536×384 by 384×96 in 52 instead of 77; 65536×96 by 96×384 with GELU in 135 instead of 266. The whole encoder
-of sam2.1_hiera_tiny takes 12 to 15 % less in float32 and 5 % less in bfloat16. Results differ from MKL's by the order of
-summation, 1e-6 of their size.
+of sam2.1_hiera_tiny takes 12 to 15 % less in float32 and 5 % less in bfloat16. Results differ from MKL's by the order
+of summation, 1e-6 of their size.
 
 What can still go wrong here: these operators are torch's own, not promised to anybody (its compiler emits them); where
 one is missing or refuses a tensor, the plain way is gone, and that is all.
