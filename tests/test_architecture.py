@@ -19,6 +19,7 @@ LEVELS = [
         "sam_poll.yaml_lines",
         "sam_poll.prompt_forms",
         "sam_poll.geometry",
+        "sam_poll.png",
         "sam_poll.headers",
         "sam_poll.stats",
         "sam_poll.alarms",

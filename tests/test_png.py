@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sam_poll.formats import png
+from sam_poll import png
 
 
 def read(body: bytes) -> np.ndarray:

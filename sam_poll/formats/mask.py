@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sam_poll import png
 from sam_poll.errors import InputError
-from sam_poll.formats import FormatOptions, paint_order, png
+from sam_poll.formats import FormatOptions, paint_order
 from sam_poll.types import Document, Format, Mask, Result, Size
 
 MAX_OBJECTS = 65_535  # 16-bit instance numbers, 0 is ground
