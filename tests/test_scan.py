@@ -351,6 +351,24 @@ def test_files_settle_from_the_first_glance_on_and_the_first_scan_lists_nothing(
     assert set(offered(scanner, clock)) == {"dog.json", "cat.json"}
 
 
+@pytest.mark.parametrize("pause", [2.0, 11.0])
+def test_a_glance_at_a_crowd_goes_through_some_of_it_and_the_scans_after_it_through_all(
+    share: Share, quiet: None, pause: float
+) -> None:
+    for n in range(30):
+        share.pair(f"dog{n:02}")
+    clock = Clock(step=0.02)
+    scanner = scanner_of(share, clock, rescan_s=10.0)
+    scanner.glance()
+    clock.now += pause
+    first = offered(scanner, clock)
+    assert 0 < len(first) < 30
+    for _ in range(30):
+        clock.now += 2.0
+        last = offered(scanner, clock)
+    assert len(last) == 30
+
+
 def test_a_glance_too_long_ago_is_not_believed(share: Share, clock: Clock, quiet: None) -> None:
     scanner = scanner_of(share, clock, quiet_s=0.0, rescan_s=10.0)
     scanner.glance()

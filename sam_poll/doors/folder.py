@@ -37,6 +37,7 @@ from sam_poll.types import Document, Job
 _STOP_S = 0.25  # how soon a set `stop` is noticed
 _LONGEST_HOLD_S = 60.0
 _LAST_GLANCE_S = 5.0
+_ALONE_S = 1.0
 
 
 class FolderDoor:
@@ -143,6 +144,9 @@ class FolderDoor:
 
         self._glancer = threading.Thread(target=look_on, name="glance", daemon=True)
         self._glancer.start()
+        # Alone at first: Python lets only one thread run, and beside the imports of a model this one takes four times
+        # as long, so that the files' settling ends after the loading. A share that is slow it goes on waiting for.
+        self._glancer.join(_ALONE_S)
 
     def _glanced(self, stop: threading.Event) -> None:
         """The scanner is for one thread: wait until the other one is through."""

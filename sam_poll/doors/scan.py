@@ -34,7 +34,7 @@ LONE_S = 10.0  # how long a prompt without picture waits before its picture is l
 _UNREAD_S = 10.0
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 _MANY = 5000  # so many pictures are offered at a time: more than are claimed before the next scan
-_SPELL_S = 0.25  # a scan looks at files for so long; what is left is looked at by the next
+_SPELL_S = 0.15  # a scan looks at files for so long; what is left is looked at by the next
 _GLANCE_S = 0.1  # beside it the model is loaded, which is what the first job waits for
 _REST_S = 0.001  # polling, prompts that wait alone are looked at anew after so long for each of them
 
@@ -148,7 +148,7 @@ class Scanner:
         where very many wait, the first job is not to wait for a second listing.
         """
         now = self._clock()
-        self.scan(now, [], spell_s=_GLANCE_S)
+        self.scan(now, [], glancing=True)
         self._glanced, self._idle = now, False
 
     def scan(
@@ -157,29 +157,31 @@ class Scanner:
         at_work: Collection[str],
         elsewhere: Callable[[], Collection[str]] = tuple,
         *,
-        spell_s: float = _SPELL_S,
+        glancing: bool = False,
     ) -> list[Ready]:
         """Settled pairs, oldest first. `at_work`: pictures now in `work/`, which further prompts may share; `elsewhere`
         tells those that other daemons work on, whose further prompts wait until they are done. It is asked after `in/`
         was listed, because files go from there to `work/`: looking the same way misses none.
 
         Of a crowd, `_MANY` pictures at a time, and `due` is at once: the oldest of those that were looked at. They are
-        looked at in the order of the listing, as many as `spell_s` (or half the time of listing) allows. Where nothing
-        can have become ready since the last scan, its files are not gone through again. Raises OSError when the folder
-        itself cannot be read.
+        looked at in the order of the listing, as many as `_SPELL_S` (or half the time of listing) allows; a `glancing`
+        scan goes through no more than these. Where nothing can have become ready since the last scan, its files are not
+        gone through again. Raises OSError when the folder itself cannot be read.
         """
         if self._manners.events and not self._watched:
             self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
         stirred = self._take_holds() | self._looks.take_hints()
-        started = self._clock()
-        glanced, self._glanced = self._glanced, None
-        if glanced is not None and now - glanced < self._manners.rescan_s:
+        started, spell_s = self._clock(), _GLANCE_S if glancing else _SPELL_S
+        believed = self._glanced is not None and now - self._glanced < self._manners.rescan_s
+        if believed:
             changed, due, spell_s = False, now, 0.0  # the first job first
         else:
             changed, due = self._list(now)
             spell_s = max(spell_s, (self._clock() - started) / 2)
+            self._pairs = None if self._glanced is not None else self._pairs
+        self._glanced = None
         self._looks.begin(spell_s)
         extra = frozenset((*at_work, *elsewhere()))
         self.scans += 1
@@ -194,9 +196,13 @@ class Scanner:
             self._pairs = None
         self.due, self.siblings = due, {}
         self._doubt(now)
+        if glancing:
+            self._pairs = self._first_pairs()
         ready = sorted(self._found(now, set(at_work)) + self._lone_prompts(now), key=lambda r: r.age)
         self.due = min(self.due, now if self._looks.hurried else self._looks.soonest)
         self._idle = not ready
+        if believed:
+            self._pairs = None  # it may have been only some
         return ready
 
     def _may_rest(self, now: float) -> bool:
@@ -332,6 +338,20 @@ class Scanner:
         if self._pairs is None:
             self._pairs = [(prompt, self._picture_of(prompt)) for prompt in self._names.prompts]
         return self._pairs
+
+    def _first_pairs(self) -> list[tuple[str, str | Ambiguous | None]]:
+        """As many of the pairs as there is time to look at now. Beside a glance a model is loaded, and Python lets only
+        one of the two run: what need not be done yet makes the first job wait."""
+        pairs: list[tuple[str, str | Ambiguous | None]] = []
+        for prompt in self._names.prompts:
+            picture = self._picture_of(prompt)
+            pairs.append((prompt, picture))
+            if isinstance(picture, str):
+                self._looks.settled(prompt)
+                self._looks.settled(picture)
+            if self._looks.hurried:
+                break
+        return pairs
 
     def _picture_of(self, prompt: str) -> str | Ambiguous | None:
         image = self._named.get(prompt)
