@@ -37,12 +37,18 @@ def is_picture(name: str) -> bool:
 
 
 def decode(
-    data: bytes, *, cover: int | None = None, both: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes,
+    *,
+    cover: int | None = None,
+    both: bool = True,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    digest: str | None = None,
 ) -> Picture:
     """Decode a picture: RGB, uint8, h×w×3, upright; the first frame where there are several.
 
     With `cover`, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 of its size at which both its sides (`both`; SAM2,
     which squeezes both), or its longest side (SAM1), are still at least `cover` pixels. Transparency is left out.
+    `digest` is the data's, where the caller has it already.
     16-bit grey is stretched and equalised as CVAT shows it; other 16-bit pictures keep their upper 8 bits.
     Raises PictureError and UnfinishedError, as `read_header` does, and for damaged and missing data.
     """
@@ -58,7 +64,12 @@ def decode(
             f"the header promises {expected[1]} × {expected[0]} pixels, {pixels.shape[1]} × {pixels.shape[0]} came out",
             remedy=SAVE_AGAIN,
         )
-    return Picture(pixels, header.size, hashlib.sha256(data, usedforsecurity=False).hexdigest(), tuple(notes))
+    return Picture(pixels, header.size, digest or digest_of(data), tuple(notes))
+
+
+def digest_of(data: bytes) -> str:
+    """What a file's bytes are known by, hex. SHA-256, for which most processors have instructions."""
+    return hashlib.sha256(data, usedforsecurity=False).hexdigest()
 
 
 def _shrink(header: Header, cover: int | None, both: bool) -> int:

@@ -240,21 +240,32 @@ class Pipeline:
             data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
             self._unread = 0
             bytesof.check(job, data)
-            info, sizes = self._engine.info, self._sizes
-            cover = max(info.side, sizes.cover)
             try:
-                picture = images.decode(data, cover=cover, both=info.family != "sam1", max_pixels=sizes.max_pixels)
+                self._look_at(task, data)
             except PictureError as error:
                 error.place = error.place or bytesof.name(job)
                 raise
             finally:
                 if isinstance(job.picture, Path):
                     bytesof.check_unchanged(job.picture, seen)
-            task.size, task.notes = picture.size, picture.notes
-            task.prompts = prompts.fit(job.prompts, picture.size)
-            task.prepared = self._engine.prepare(picture)
-            task.picture = picture if sizes.pixels else None
+            assert task.size is not None
+            task.prompts = prompts.fit(job.prompts, task.size)
         self._device_queue.put(task)
+
+    def _look_at(self, task: Task, data: bytes) -> None:
+        """Decode the picture and make it ready for the network; unless it is known, and nobody draws on it."""
+        info, sizes = self._engine.info, self._sizes
+        task.key = images.digest_of(data), info.side
+        kept = None if sizes.pixels else self._embeddings.get(task.key)
+        if kept:
+            task.embedding, task.size, task.notes = kept.embedding, kept.embedding.frame.size, kept.notes
+            return
+        cover, both = max(info.side, sizes.cover), info.family != "sam1"
+        picture = images.decode(data, cover=cover, both=both, max_pixels=sizes.max_pixels, digest=task.key[0])
+        task.size, task.notes = picture.size, picture.notes
+        task.prepared = self._engine.prepare(picture)
+        task.key = picture.digest, task.prepared.frame.side
+        task.picture = picture if sizes.pixels else None
 
     def _device_loop(self) -> None:
         while True:
@@ -294,8 +305,9 @@ class Pipeline:
     def _encode(self, batch: list[Task]) -> None:
         """Encode what is not known yet, together. A failure here shows again, job by job, in `_predict`."""
         for task in batch:
-            task.embedding = self._embeddings.get(self._key(task))
-        fresh = {self._key(task): task for task in batch if task.embedding is None}
+            kept = None if task.embedding else self._embeddings.get(task.key)
+            task.embedding = kept.embedding if kept else task.embedding
+        fresh = {task.key: task for task in batch if task.embedding is None}
         if len(fresh) < 2 or self._hurry.is_set() or self._fatal:
             return
         started = time.monotonic()
@@ -309,20 +321,20 @@ class Pipeline:
             return
         known = dict(zip(fresh, made, strict=True))
         for key, embedding in known.items():
-            self._embeddings.put(key, embedding)
+            self._embeddings.put(key, embedding, fresh[key].notes)
             fresh[key].timings["encode"] = (time.monotonic() - started) * 1000 / len(fresh)
         for task in batch:  # held by its task, too: a small cache may have dropped it again by its turn
-            task.embedding = task.embedding or known[self._key(task)]
+            task.embedding = task.embedding or known[task.key]
 
     def _predict(self, task: Task) -> None:
-        assert task.prepared is not None
         try:
-            key = self._key(task)
-            embedding = task.embedding or self._embeddings.get(key)
+            kept = self._embeddings.get(task.key)
+            embedding = task.embedding or (kept.embedding if kept else None)
             if embedding is None:
+                assert task.prepared is not None
                 with timed(task, "encode"):
                     (embedding,) = self._engine.encode([task.prepared])
-                self._embeddings.put(key, embedding)
+                self._embeddings.put(task.key, embedding, task.notes)
             with timed(task, "predict"):
                 task.logits = self._engine.decode(embedding, task.prompts)
             task.info = self._engine.info
@@ -462,7 +474,3 @@ class Pipeline:
             over = not self._unwritten
         if over:
             self._alarms.clear("output")
-
-    def _key(self, task: Task) -> tuple[str, int]:
-        assert task.prepared is not None
-        return task.prepared.digest, task.prepared.frame.side

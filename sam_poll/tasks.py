@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
+from sam_poll.embeddings import Key
 from sam_poll.fs import shown
 from sam_poll.types import Embedding, Job, Logits, ModelInfo, Picture, Prepared, Prompt, Result, Size
 
@@ -23,6 +24,7 @@ class Task:
 
     job: Job
     prompts: tuple[Prompt, ...] = ()
+    key: Key = ("", 0)  # of the embedding
     size: Size | None = None
     notes: tuple[str, ...] = ()
     picture: Picture | None = None  # only as long as somebody will look at it

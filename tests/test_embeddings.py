@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam_poll import images
 from sam_poll.embeddings import Embeddings
 from sam_poll.engines.fake import FakeEmbedding, FakeEngine
-from sam_poll.types import Frame, Size
+from sam_poll.types import Frame, Job, Result, Size
 from tests.conftest import BOX, Daemon, Share, wait_until
+from tests.test_pipeline import ONE, MemoryDoor, run
 
 FRAME = Frame(Size(4, 4), 4, Size(4, 4), two_step=False)
 
@@ -19,8 +27,10 @@ def test_no_more_is_kept_than_there_is_room_for_but_always_the_last(limit: int, 
     for number, nbytes in puts:
         made = FakeEmbedding(FRAME, str(number), nbytes)
         kept.put((str(number), 4), made)
-        assert kept.get((str(number), 4)) is made
-        there = [found for n in range(10) if (found := kept.get((str(n), 4)))]
+        found = kept.get((str(number), 4))
+        assert found
+        assert found.embedding is made
+        there = [found.embedding for n in range(10) if (found := kept.get((str(n), 4)))]
         assert sum(found.nbytes for found in there) <= limit or there == [made]
 
 
@@ -53,3 +63,29 @@ def test_a_prompt_that_comes_when_its_picture_is_done_costs_no_second_encoding(s
         wait_until(lambda: daemon.pipeline.stats.now().answered == 2)
     assert share.tree("output") == ["dog.ear.mask.png", "dog.mask.png"]
     assert len(engine.encoded) == 1
+
+
+class Patient(MemoryDoor):
+    """Hands out a job when the one before it is answered."""
+
+    def jobs(self, stop: threading.Event) -> Iterator[Job]:
+        for waiting in self.waiting:
+            yield waiting
+            wait_until(lambda: waiting.id in self.delivered)  # noqa: B023  asked before the next turn
+
+
+def test_a_known_picture_is_not_even_decoded_and_its_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, decoded = images.decode, list[str]()
+    monkeypatch.setattr(images, "decode", lambda *data, **more: decoded.append("") or decode(*data, **more))
+    deep = np.random.default_rng(0).integers(0, 60000, (48, 64), np.uint16)
+    body = cv2.imencode(".png", deep)[1].tobytes()  # 16 bits, of which a result has something to say
+    found: dict[bool, list[Result]] = {True: [], False: []}
+    for pixels, results in found.items():
+        door = Patient([Job(f"j{n}", "deep.png", body, ONE) for n in range(3)])
+        run(door, FakeEngine(), pixels=pixels, on_result=results.append)
+        assert len(decoded) == (3 if pixels else 3 + 1)
+    assert "16-bit" in found[True][0].notes[0]
+    for decoded_anew, known in zip(*found.values(), strict=True):
+        for what in ("job_id", "size", "notes", "prompts", "model"):
+            assert getattr(decoded_anew, what) == getattr(known, what)
+        assert np.array_equal(decoded_anew.masks[0].pixels, known.masks[0].pixels)
