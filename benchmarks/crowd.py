@@ -77,6 +77,7 @@ def make_crowd(folder: Path, pairs: int, *, apart: bool = False) -> Layout:
     for number in range(pairs):
         _put(layout.input / f"{'seen' if apart else 'pair'}-{number:06}.jpg", picture)
         _put(layout.input / f"{'told' if apart else 'pair'}-{number:06}.json", _PROMPT)
+    os.sync()  # else the first answer's own flush would wait for all of these
     return layout
 
 
