@@ -43,6 +43,42 @@ def test_an_mlp_gives_what_it_gave(kind: str, half: bool) -> None:
     torch.testing.assert_close(found, expected, atol=0.02 if half else 1e-5, rtol=0.02 if half else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_width_that_onednn_refuses_on_this_cpu_goes_the_plain_way(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 without AVX-512, float16 nearly everywhere: every job would fail."""
+    real = cpu_linear._onednn
+
+    def refuses(x: Any, weight: Any, bias: Any, after: str) -> Any:
+        if weight.dtype != torch.float32:
+            raise RuntimeError("could not create a primitive descriptor for the inner product forward propagation")
+        return real(x, weight, bias, after)
+
+    monkeypatch.setattr(cpu_linear, "_onednn", refuses)
+    cpu_linear._known.cache_clear()
+    plain = mlp("sam2").to(dtype)
+    ours = copy.deepcopy(plain)
+    cpu_linear.install(ours)
+    x = torch.randn(4, 32)
+    try:
+        with torch.autocast("cpu", dtype):
+            torch.testing.assert_close(ours(x), plain(x), atol=0, rtol=0)
+    finally:
+        cpu_linear._known.cache_clear()
+
+
+@torch.inference_mode()
+def test_float16_on_this_cpu_is_computed_one_way_or_the_other() -> None:
+    plain = mlp("sam1").half()
+    ours = copy.deepcopy(plain)
+    cpu_linear.install(ours)
+    x = torch.randn(4, 32)
+    with torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(ours(x), plain(x), atol=0.01, rtol=0.01)
+
+
 @torch.inference_mode()
 def test_weights_in_float32_under_autocast_are_cast_by_torch() -> None:
     """The mask decoder's: stored in float32, run in half."""
@@ -64,6 +100,7 @@ def test_mlps_are_really_computed_in_one_go(monkeypatch: pytest.MonkeyPatch) -> 
 
     ours = mlp("sam2")
     cpu_linear.install(ours)
+    assert cpu_linear._known(torch.float32)  # asked once, before anything is counted
     monkeypatch.setattr(cpu_linear, "_onednn", spied)
     with torch.inference_mode():
         ours(torch.randn(4, 32))
