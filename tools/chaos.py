@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tools.chaos_jobs import Dropper, Plan, plan
 from tools.chaos_share import (
@@ -51,7 +52,7 @@ _SWEEP_S = 15.0
 @dataclass(frozen=True)
 class Torment:
     """What is done to the daemons, and how often. `lag_ms`: each step on the share takes up to so long, for a part of
-    the daemons, so that a blow falls between two steps more often."""
+    the daemons, so that a blow falls between two steps more often. `devices` (`cpu,cpu`): each daemon is a fleet."""
 
     jobs: int = 3000
     daemons: int = 3
@@ -61,6 +62,7 @@ class Torment:
     jumps: int = 60
     seed: int = 0
     lag_ms: float = 20.0
+    devices: str = ""
     late: bool = True
 
 
@@ -120,10 +122,11 @@ class Tormentor:
     def start(self, *, plain: bool = False) -> Daemon:
         """One more daemon; every second one on a share with lag."""
         lag = self._torment.lag_ms if not plain and self._rng.random() < 0.5 else 0.0
+        more: dict[str, Any] = {"devices": self._torment.devices} if self._torment.devices else {}
         if lag:
-            daemon = Daemon(self._share, module="tools.chaos_daemon", CHAOS_LAG_MS=lag, CHAOS_SHARE=self._share)
+            daemon = Daemon(self._share, module="tools.chaos_daemon", CHAOS_LAG_MS=lag, CHAOS_SHARE=self._share, **more)
         else:
-            daemon = Daemon(self._share)
+            daemon = Daemon(self._share, **more)
         self.running.append(daemon)
         self.all.append(daemon)
         return daemon
