@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from sam_poll import app, settings
-from sam_poll.errors import ExitCode
+from sam_poll.errors import ExitCode, ModelError
 from tests.conftest import wait_until
 
 
@@ -123,6 +124,19 @@ def test_processes_on_the_cpu_share_its_cores_unless_somebody_says_otherwise(
     assert "OMP_NUM_THREADS" not in app.posts_of(settings, ["cuda:0", "cuda:1"])[0].env
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert [p.env["OMP_NUM_THREADS"] for p in app.posts_of(settings, ["cpu", "cpu"])] == ["3", "3"]
+
+
+def test_what_loading_makes_is_not_gone_through_by_the_collector_again(tmp_path: Path) -> None:
+    try:
+        app.engine_of(made(tmp_path))
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+        with pytest.raises(ModelError), app.uncollected():
+            assert not gc.isenabled()
+            raise ModelError("not there")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_what_a_process_of_a_fleet_is_told_can_travel_and_gives_it_its_engine(tmp_path: Path) -> None:
