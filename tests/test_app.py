@@ -131,8 +131,9 @@ def test_what_loading_makes_is_not_gone_through_by_the_collector_again(tmp_path:
         app.engine_of(made(tmp_path))
         assert gc.isenabled()
         assert gc.get_freeze_count() > 0
-        with pytest.raises(ModelError), app.uncollected():
+        with app.uncollected():
             assert not gc.isenabled()
+        with pytest.raises(ModelError), app.uncollected():
             raise ModelError("not there")
         assert gc.isenabled()
     finally:
