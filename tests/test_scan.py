@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ class Clock:
 
 class Quiet:
     """Stands in for the watcher: a scanner that believes in events, and none come."""
+
+    stale = False
 
     def __init__(self, *_: object) -> None: ...
 
@@ -174,6 +177,52 @@ def test_a_folder_with_a_pictures_name_is_looked_into(share: Share, clock: Clock
     found.look()
     assert found.pictures == {"odd.jpg/dog.jpg"}
     assert found.below == {"odd.jpg"}
+
+
+@pytest.mark.parametrize("odd", [".json", ".jpg", "..jpg"])
+def test_a_file_that_is_called_as_an_ending_hides_no_other(share: Share, clock: Clock, odd: str) -> None:
+    share.drop(odd, b"")
+    found = Names(share.layout, keep=False, clock=clock)
+    found.look()
+    assert not found.pictures
+    share.pair("dog")
+    found.look()
+    assert (found.pictures, found.prompts) == ({"dog.jpg"}, ["dog.json"])
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_a_folder_that_is_replaced_by_another_of_its_name_is_watched_again(share: Share, how: str) -> None:
+    folder = share.layout.input / "cam1"
+    folder.mkdir()
+    clock = Clock()
+    scanner = scanner_of(share, clock)
+    try:
+        offered(scanner, clock)
+        folder.rename(share.root / "away") if how == "renamed" else folder.rmdir()
+        folder.mkdir()
+        wait_until(lambda: scanner._watcher.stale)
+        offered(scanner, clock)
+        scanner._looks.take_hints()
+        share.move_in("cam1/dog.jpg", picture_bytes())
+        wait_until(lambda: any(path.endswith("cam1/dog.jpg") for path, *_ in list(scanner._looks._hints)), 5)
+    finally:
+        scanner.close()
+
+
+def test_a_job_that_is_held_and_never_comes_back_does_not_keep_the_scan_from_resting(
+    share: Share, clock: Clock, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.now = time.monotonic()
+    share.drop("told.json", BOX)
+    scanner = scanner_of(share, clock, lone_s=0.0)
+    scanner.hold("gone.json", {}, 1.0)
+    for _ in range(30):
+        offered(scanner, clock)
+        clock.now += 4.0
+    gone_through = []
+    monkeypatch.setattr(scanner, "_found", lambda *_: gone_through.append(1) or [])
+    assert offered(scanner, clock) == []
+    assert not gone_through
 
 
 # ── looks ──
@@ -329,6 +378,24 @@ def test_a_picture_that_comes_to_done_later_is_found_by_a_prompt_that_has_looked
     (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
     (ready,) = scanner.scan(clock(), [])
     assert (ready.prompt, ready.picture, ready.suffix) == ("dog.json", "dog.jpg", "")
+
+
+@pytest.mark.parametrize("few", [64, 0])
+def test_a_prompt_whose_picture_is_found_in_done_is_offered_until_it_is_claimed(
+    share: Share, clock: Clock, quiet: None, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(finished, "_FEW", few)
+    share.layout.done.mkdir()
+    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    share.drop("dog.json", BOX)
+    share.drop("cat.json", BOX)
+    scanner = scanner_of(share, clock, lone_s=5.0)
+    for _ in range(6):
+        offered(scanner, clock)
+        clock.now += 4.0
+    for _ in range(3):  # others were claimed first
+        assert offered(scanner, clock) == ["dog.json"]
+        clock.now += 4.0
 
 
 # ── the first look ──

@@ -159,7 +159,8 @@ class Names:
         ending = name[name.rfind(".") :]
         if not ending.startswith(".") or is_temporary(f"x{ending}"):
             return _OTHER
-        kind = _PROMPT if self._layout.is_prompt(name) else _PICTURE if self._layout.is_picture(name) else _OTHER
+        usual = f"x{ending}"  # `.json` itself has no ending
+        kind = _PROMPT if self._layout.is_prompt(usual) else _PICTURE if self._layout.is_picture(usual) else _OTHER
         if len(self._kinds) < _MAX_ENDINGS:
             self._kinds[ending] = kind
         return kind

@@ -218,8 +218,8 @@ class Scanner:
             logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
         self._closed = closed
         folders = {self._layout.input, *(self._layout.input / folder for folder in self._names.below)}
-        if self._manners.events and folders != self._watched:
-            if folders - self._watched - {self._layout.input}:
+        if self._manners.events and (folders != self._watched or self._watcher.stale):
+            if folders - self._watched - {self._layout.input} or self._watcher.stale:
                 due, changed = now, True  # what came between the listing and the new watch is seen by one more look
             self._watcher.look_at(folders)
             self._watched = folders
@@ -233,7 +233,6 @@ class Scanner:
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
         self._oldest = min(self._first_seen.values(), default=None)
         self._named = {p: image for p, image in self._named.items() if p in seen}
-        self._held = {p: h for p, h in self._held.items() if p in seen or now < h.until + _FORGET_S}
 
     def hold(
         self, job: str, signatures: dict[str, Signature], seconds: float, error: SamPollError | None = None
@@ -282,6 +281,7 @@ class Scanner:
     def _doubt(self, now: float) -> None:
         """Choose files to be looked at anew: those of jobs that are held until they change; and from time to time all
         prompts that wait alone, because nobody is going to claim these."""
+        self._held = {p: h for p, h in self._held.items() if p in self._first_seen or now < h.until + _FORGET_S}
         for held in self._held.values():
             self._looks.doubt(held.signatures)
         if now >= self._doubt_at:
@@ -426,6 +426,7 @@ class Scanner:
         for prompt in chosen:
             found = self.finished.find(prompt, waiting[os.path.dirname(prompt)][prompt])
             if found:
+                self.finished.forget(prompt)  # until it is claimed, it has not looked in vain
                 ready[prompt] = self._ready(prompt, found[0])
                 ready[prompt].suffix = found[1]
         for prompt in timed_out if again == NEVER else ():

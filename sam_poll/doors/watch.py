@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,21 @@ class Watcher:
     def __init__(self, root: Path, wake: threading.Event, hinted: Hinted) -> None:
         self._root, self._wake, self._hinted = root, wake, hinted
         self._watched: dict[Path, Any] = {}
+        self._gone: deque[Path] = deque()
         self._observer: Any = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether a watched folder has gone, or is another one by now: `look_at` watches what has its name then."""
+        return bool(self._gone)
 
     def look_at(self, folders: set[Path]) -> None:
         """Watch these folders (the root first, as many as can be had), and no others any more."""
         wanted = sorted(folders, key=lambda f: (len(f.parts), f))[:_MAX_WATCHES]
         try:
             self._start()
-            for folder in [f for f in self._watched if f not in wanted]:
+            gone = {self._gone.popleft() for _ in range(len(self._gone))}
+            for folder in [f for f in self._watched if f not in wanted or f in gone]:
                 self._drop(folder)
             for folder in wanted:
                 if folder not in self._watched:
@@ -108,8 +116,10 @@ class Watcher:
         if hint is not None and self._hinted(path, hint, time.monotonic()) is not False:
             self.stirred()
 
-    def stirred(self) -> None:
-        """A folder has come or gone."""
+    def stirred(self, left: str = "") -> None:
+        """A folder has come or gone; `left` is a path that it does not have any more."""
+        if Path(left) in self._watched:
+            self._gone.append(Path(left))
         self._wake.set()
 
 
@@ -147,7 +157,7 @@ class _Handler:
     def dispatch(self, event: Any) -> None:
         if event.is_directory:
             if event.event_type in ("created", "moved", "deleted"):
-                self._watcher.stirred()
+                self._watcher.stirred("" if event.event_type == "created" else os.fsdecode(event.src_path))
             return
         path = event.dest_path if event.event_type == "moved" else event.src_path
         self._watcher.seen(event.event_type, os.fsdecode(path))
