@@ -226,6 +226,36 @@ def test_a_batchs_embeddings_do_not_hold_on_to_each_other() -> None:
         assert embedding.image.untyped_storage().nbytes() == embedding.image.nbytes
 
 
+def test_whichever_thread_calls_it_has_our_card_as_its_current_one_before_anything_is_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch's current card is each thread's own, and card 0 where nobody says: a context lay there, unused."""
+    engine, done = small_sam1(), []
+
+    def says(what: str) -> Callable[..., Any]:
+        return lambda *_, **__: done.append(what) or ()
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
+    monkeypatch.setattr(engine.model, "to", says("weights"))
+    monkeypatch.setattr(engine, "_encode_chunk", says("encode"))
+    monkeypatch.setattr(engine, "_here", says("decode"))
+    for name in ("_set_weights", "_set_side"):
+        monkeypatch.setattr(engine, name, says("weights"))
+    prepared = engine.prepare(picture())
+    engine.apply(replace(engine.step, device="cuda:1"))
+    assert done[0] == "cuda:1"
+    assert "weights" in done
+    for call, name in ((lambda: engine.encode([prepared]), "encode"), (lambda: engine.decode(None, []), "decode")):
+        done.clear()
+        call()
+        assert done == ["cuda:1", name]
+    monkeypatch.undo()
+    done.clear()
+    engine.apply(replace(engine.step, device="cpu"))
+    engine.encode([prepared])
+    assert done == []
+
+
 def test_an_embedding_of_another_engine_is_our_bug_and_said() -> None:
     adaptive, _ = loaded()
     fake = load(resolve("fake"))

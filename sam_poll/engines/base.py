@@ -146,12 +146,14 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
         """One embedding for each picture, in order, at most `batch` of them at once in the network."""
+        self._make_current()
         fitted = [self._fitted(picture) for picture in pictures]
         return [embedding for chunk in chunks(fitted, self.step.batch) for embedding in self._encode_chunk(chunk)]
 
     @torch.inference_mode()
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
         """One chosen mask for each prompt, in order. Prompts of one shape share decoder calls, so none is padded."""
+        self._make_current()
         features = self._here(embedding)
         found: dict[int, Logits] = {}
         for indices in prompt_groups(prompts):
@@ -176,6 +178,7 @@ class TorchEngine:
             return
         self._ready = None
         self.device = torch.device(step.device)
+        self._make_current()
         if step.precision == "float32":
             self.model.to(self.device)
             if self._rounded:
@@ -188,6 +191,11 @@ class TorchEngine:
         self._dense_pe.clear()
         self._set_side(step.side)
         self._ready = step
+
+    def _make_current(self) -> None:
+        """Our card becomes this thread's: what asks for the current one (autocast, Triton) would begin on card 0."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _set_weights(self, dtype: torch.dtype) -> None:
         # Channels last: convolutions of a card are faster so. On a CPU it makes no difference (within 2 %).
