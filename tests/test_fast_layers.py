@@ -186,7 +186,16 @@ def test_the_allocator_is_told_to_grow_its_segments_unless_the_user_said_somethi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, new = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
-    for release, name in (("2.5.1", old), ("2.8.0+cu126", old), ("2.9.0", new), ("2.15.0+cu132", new), ("3.0", new)):
+    names = {
+        "2.5.1": old,
+        "2.8.0+cu126": old,
+        "2.9.1": old,
+        "2.10.0": old,
+        "2.11.0": new,
+        "2.15.0+cu132": new,
+        "3.0": new,
+    }
+    for release, name in names.items():
         monkeypatch.setattr(devices, "version", lambda _, release=release: release)
         environment: dict[str, str] = {}
         devices.allocator_settings(environment)

@@ -127,12 +127,13 @@ def _has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
 def allocator_settings(environment: MutableMapping[str, str]) -> None:
     """Lets torch's CUDA allocator grow its segments, so that memory free in pieces is not lost. Before torch's import.
 
-    Torch before 2.9 reads only PYTORCH_CUDA_ALLOC_CONF; later ones (tried: 2.15) read PYTORCH_ALLOC_CONF first, and
-    the older name where that is not set. Whoever has set either keeps it.
+    Torch before 2.9 reads only PYTORCH_CUDA_ALLOC_CONF; 2.9.1 reads PYTORCH_ALLOC_CONF too, but not for this
+    (pytorch issue 183387, mended in 2.11); later ones (tried: 2.15) read it first, and the older name where it is not
+    set. Whoever has set either keeps it.
     """
     if not any(name in environment for name in (_ALLOCATOR, _OLD_ALLOCATOR)):
         release = tuple(int(part) for part in re.findall(r"\d+", version("torch"))[:2])
-        environment[_ALLOCATOR if release >= (2, 9) else _OLD_ALLOCATOR] = "expandable_segments:True"
+        environment[_ALLOCATOR if release >= (2, 11) else _OLD_ALLOCATOR] = "expandable_segments:True"
 
 
 def limit_memory(name: str, budget_mib: int | None, reserve_mib: int) -> None:
