@@ -282,7 +282,8 @@ def _workforce(
             intake=signs.intake,
             device=signs.device,
         ) as fleet:
-            signs.engine = fleet
+            if not stop.is_set():  # else they may not be ready, and nothing is known of them
+                signs.engine = fleet
             yield fleet
         return
     signs.engine = engine = engine_of(settings, model_type=model_type, device=names[0])

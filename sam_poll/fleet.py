@@ -256,6 +256,7 @@ class Fleet:
             if member.over or self._ending:
                 return
             failures = 1 if member.answered else failures + 1
+            member.answered = 0  # the next one may not even start
             if not self._ready or failures >= _TRIES:
                 self._give_up(member, ending, failures)
                 return
@@ -282,14 +283,18 @@ class Fleet:
                 ours.close()
                 return False
             number = theirs.fileno()
-            member.process = subprocess.Popen(  # noqa: S603  our own module
-                [*self._command, str(number)],
-                pass_fds=[number],
-                env=dict(member.post.env),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is ours to hear
-            )
-        member.error, member.over, member.answered = None, False, 0
+            try:
+                member.process = subprocess.Popen(  # noqa: S603  our own module
+                    [*self._command, str(number)],
+                    pass_fds=[number],
+                    env=dict(member.post.env),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is ours to hear
+                )
+            except OSError:
+                ours.close()
+                raise
+        member.error, member.over = None, False
         member.wire = Wire(Connection(ours.detach()))
         member.wire.send(member.post.equip, member.post.log_level)
         return True
@@ -346,13 +351,14 @@ class Fleet:
         member.begun.add(number)
 
     def _on_call(self, member: _Member, number: int, what: str, arguments: tuple[Any, ...]) -> None:
-        member.calls[number] = self._writers.submit(self._call, member, number, what, arguments)
+        with self._changed:  # or it may be over, and struck off, before it is written down
+            member.calls[number] = self._writers.submit(self._call, member, number, what, arguments)
 
     def _call(self, member: _Member, number: int, what: str, arguments: tuple[Any, ...]) -> None:
         """Ask the door what a process wants of it, and tell that what came of it."""
-        assert member.wire is not None
         reply: Exception | None = None
-        job = member.jobs[number]
+        job, wire = member.jobs[number], member.wire
+        assert wire is not None
         try:
             getattr(self._door, what)(job, *arguments)
         except Exception as error:  # noqa: BLE001  it is the pipeline over there that knows what to do
@@ -366,7 +372,7 @@ class Fleet:
                     member.ended[job.id] = "answered", (job.id, 0, {})
                 elif reply is None and what == "reject":
                     member.ended[job.id] = "rejected", (job.id, arguments[0].code)
-        member.wire.send("reply", number, reply)
+        wire.send("reply", number, reply)
 
     def _on_count(self, member: _Member, what: str, arguments: tuple[Any, ...]) -> None:
         with self._changed:

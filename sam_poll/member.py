@@ -19,7 +19,8 @@ from typing import Any, TypeAlias
 from loguru import logger
 
 from sam_poll.alarms import Alarms
-from sam_poll.errors import ExitCode, SamPollError
+from sam_poll.errors import ExitCode, LostError, SamPollError
+from sam_poll.fs import shown
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.stats import Pulse, Stats
 from sam_poll.types import Document, Engine, Format, Job
@@ -106,7 +107,10 @@ class FarDoor:
         finally:
             while not self._inbox.empty():  # sent before the other side knew that this one ends
                 if job := self._inbox.get():
-                    self.release(job)
+                    try:
+                        self.release(job)
+                    except (OSError, LostError) as error:
+                        logger.warning("job {} stays in work/, to be taken over: {}", shown(job.id), error)
 
     def _next(self, stop: threading.Event) -> Job | None:
         while not stop.is_set():

@@ -10,21 +10,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sam_poll import errors, formats
+from sam_poll import app, errors, formats, settings
 from sam_poll.alarms import Alarms
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import DeviceError, ModelError, SamPollError
+from sam_poll.errors import DeviceError, ExitCode, ModelError, SamPollError
 from sam_poll.fleet import Fleet, Post
-from sam_poll.member import Equipment
+from sam_poll.member import Equipment, FarDoor
 from sam_poll.pipeline import Sizes
 from sam_poll.stats import Pulse, Stats
 from sam_poll.types import Document, Embedding, Job, Prepared, Prompt
@@ -229,7 +230,46 @@ def test_a_process_that_does_not_even_start_is_told() -> None:
         pass
 
 
+def test_a_process_that_cannot_be_started_any_more_is_given_up_however_much_the_last_one_did() -> None:
+    fleet = Fleet([Post("a", equipped, {})], threading.Event(), command=["/not/there"], pause_s=0.0)
+    fleet._ready, fleet._members[0].answered = True, 5
+    keeper = threading.Thread(target=fleet._keep, args=fleet._members, daemon=True)
+    keeper.start()
+    try:
+        wait_until(lambda: not keeper.is_alive(), 20)
+        assert isinstance(fleet._fatal, DeviceError)
+    finally:
+        fleet._ending = True
+
+
 # ── stop ──
+
+
+def test_a_stop_while_the_models_are_loaded_is_an_orderly_end(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(app, "stop_on_signals", lambda: nullcontext(stop))
+    flags = {"input": share.layout.input, "model": "fake", "devices": ["cpu", "cpu"]}
+    assert app.watch(settings.load(None, env={}, flags=flags)) == ExitCode.OK
+
+
+def test_what_a_process_has_not_taken_up_at_the_end_goes_back_also_to_a_sick_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    door = FarDoor(Recorder(), threading.Event())  # type: ignore[arg-type]
+    back: list[Any] = []
+
+    def release(job: Job) -> None:
+        back.append(job.origin)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(door, "release", release)
+    for number in range(3):
+        door._inbox.put(Job(f"j{number}", "x", b"", (Prompt(),), origin=number))
+    jobs = door.jobs(threading.Event())
+    assert next(jobs).origin == 0
+    jobs.close()
+    assert back == [1, 2]
 
 
 def test_stop_finishes_what_is_at_work_and_ends_the_processes(share: Share, tmp_path: Path) -> None:
@@ -323,6 +363,34 @@ def test_an_answer_counts_even_if_its_process_does_not_live_to_count_it(share: S
     now = fleet.stats.now()
     assert (now.answered, now.rejected, now.released, now.at_work) == (1, 1, {"device": 1}, 0)
     assert now.reasons == {"prompt": 1}
+
+
+class Quick(ThreadPoolExecutor):
+    """Is done before it has said so, unless it is kept waiting."""
+
+    def submit(self, act: Any, *arguments: Any) -> Future[None]:  # type: ignore[override]
+        begun = super().submit(act, *arguments)
+        wait([begun], 0.2)
+        return begun
+
+
+def test_of_a_job_that_is_over_nothing_is_kept_and_its_process_alone_hears_of_it() -> None:
+    class Door:
+        def deliver(self, *_: Any) -> None:
+            member.wire = later  # type: ignore[assignment]
+
+    fleet = Fleet([Post("a", equipped, {})], threading.Event())
+    (member,) = fleet._members
+    first, later = Recorder(), Recorder()
+    fleet._door, fleet._writers = Door(), Quick(1)  # type: ignore[assignment]
+    member.wire, member.wants = first, True  # type: ignore[assignment]
+    assert fleet._placed(Job("dog", "dog", b"", (Prompt(),)))
+    fleet._on_begun(member, 1)
+    fleet._on_call(member, 1, "deliver", ([],))
+    fleet._writers.shutdown()
+    fleet._on_count(member, "answered", ("dog", 1, {}))
+    assert not (member.jobs or member.begun or member.calls or member.ended)
+    assert (first.sent[-1], later.sent) == (("reply", 1, None), [])
 
 
 # ── trouble and signs of life ──
