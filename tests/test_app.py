@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def test_a_stop_in_time_ends_nothing_else() -> None:
         stop.set()
     wait_until(lambda: set(threading.enumerate()) <= before)
     assert ends == []
+
+
+def test_a_stop_while_a_fleets_models_are_loaded_is_an_orderly_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(app, "stop_on_signals", lambda: nullcontext(stop))
+    (tmp_path / "in").mkdir()
+    assert app.watch(made(tmp_path, devices=["cpu", "cpu"])) == ExitCode.OK
 
 
 HANGING = """

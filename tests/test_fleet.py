@@ -11,19 +11,19 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sam_poll import app, errors, formats, settings
+from sam_poll import errors, formats
 from sam_poll.alarms import Alarms
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import DeviceError, ExitCode, ModelError, SamPollError
+from sam_poll.errors import DeviceError, ModelError, SamPollError
 from sam_poll.fleet import Fleet, Post
 from sam_poll.member import Equipment, FarDoor
 from sam_poll.pipeline import Sizes
@@ -245,14 +245,6 @@ def test_a_process_that_cannot_be_started_any_more_is_given_up_however_much_the_
 # ── stop ──
 
 
-def test_a_stop_while_the_models_are_loaded_is_an_orderly_end(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
-    stop.set()
-    monkeypatch.setattr(app, "stop_on_signals", lambda: nullcontext(stop))
-    flags = {"input": share.layout.input, "model": "fake", "devices": ["cpu", "cpu"]}
-    assert app.watch(settings.load(None, env={}, flags=flags)) == ExitCode.OK
-
-
 def test_what_a_process_has_not_taken_up_at_the_end_goes_back_also_to_a_sick_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -389,7 +381,7 @@ def test_of_a_job_that_is_over_nothing_is_kept_and_its_process_alone_hears_of_it
     fleet._on_call(member, 1, "deliver", ([],))
     fleet._writers.shutdown()
     fleet._on_count(member, "answered", ("dog", 1, {}))
-    assert not (member.jobs or member.begun or member.calls or member.ended)
+    assert not any([member.jobs, member.begun, member.calls, member.ended])
     assert (first.sent[-1], later.sent) == (("reply", 1, None), [])
 
 
