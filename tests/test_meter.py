@@ -216,6 +216,36 @@ def test_kept_embeddings_are_given_up_before_the_side() -> None:
     assert (engine.step.side, engine.step.device) == (1024, "cuda:0")
 
 
+def test_kept_embeddings_do_not_stand_in_the_way_up_for_ever() -> None:
+    """Down long enough for the cache to fill with what the lower step made: it was never gone up again."""
+    room = LARGE.call_mib("encode", "bfloat16", 1024, 1)
+    card = Card(LARGE.weights_mib("bfloat16") + 512 + 0.75 * room)
+    adaptive, engine, _ = on(card, LARGE)
+    kept: list[Any] = []
+
+    def let_go() -> bool:
+        had, kept[:] = bool(kept), []
+        return had
+
+    def answer() -> None:
+        kept.extend(adaptive.encode([adaptive.prepare(PICTURE)]))
+        adaptive.decode(kept[-1], [BOX])
+        while sum(each.nbytes for each in kept) > 512 * MIB:
+            kept.pop(0)
+
+    adaptive.relieve_by(let_go)
+    answer()
+    for _ in range(4):  # each accident is waited for twice as long
+        engine.fail("encode", OutOfMemoryError("CUDA out of memory"), times=2)
+        answer()
+        assert engine.step.side == 768
+        for _ in range(500):
+            answer()
+            if engine.step.side == 1024:
+                break
+        assert engine.step.side == 1024
+
+
 def test_a_card_that_others_fill_is_left_for_the_cpu_and_taken_again_when_they_go() -> None:
     card = Card(4000)
     adaptive, engine, _ = on(card, LARGE)

@@ -119,7 +119,7 @@ class AdaptiveEngine:
         if not self._meter or not self._needs:
             self._change(self.plan.step, "while changing the step")
             return
-        if step := self.plan.up(lambda step: self._fits(step, True, UP)):
+        if step := self.plan.up(lambda step: self._fits_above(step, call)):
             logger.info("memory is back: going up to {}", step)
         elif not self._fits(self.plan.step, False) and not (self._relieved(call) and self._fits(self.plan.step, False)):
             logger.warning("{} does not fit any more: going down to {}", self.engine.step, self.plan.settle(self._fits))
@@ -159,6 +159,18 @@ class AdaptiveEngine:
     def _fits(self, step: Step, cautious: bool, part: float = 1.0) -> bool:
         assert self._needs
         return fits(step, self._read().free_mib * part, self._needs, here=self.engine.step, cautious=cautious)
+
+    def _fits_above(self, step: Step, call: Call) -> bool:
+        """Whether a higher step fits, for which kept embeddings are given up if they are what is in its way."""
+        if self._fits(step, True, UP):
+            return True
+        if call != "encode" or not self._needs:  # a decode's own embedding is no more in the way than elsewhere
+            return False
+        here, reading = self.engine.step, self._read()
+        most_mib = reading.free_mib + max(0.0, reading.held_mib - self._needs.weights_mib(here))
+        if not fits(step, most_mib * UP, self._needs, here=here, cautious=True):
+            return False
+        return self._relieved(call) and self._fits(step, True, UP)
 
     def _read(self) -> Reading:
         """The meter's reading; nothing free where the card is too full even for that."""
