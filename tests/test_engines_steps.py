@@ -278,6 +278,43 @@ def test_a_file_that_went_away_does_not_stop_the_way_back_up(tmp_path: Path) -> 
     assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
 
 
+@pytest.mark.parametrize("other", ["other weights", "another network"])
+def test_a_checkpoint_replaced_under_a_running_engine_gives_it_no_part_of_itself(other: str, tmp_path: Path) -> None:
+    demo = resolve("demo")
+    assert demo.checkpoint is not None
+    copy = tmp_path / "copy.pt"
+    shutil.copyfile(demo.checkpoint, copy)
+    adaptive = load(resolve(str(copy), config=demo.config), device="cpu", precision="bfloat16", warmup=False)
+    assert isinstance(adaptive, AdaptiveEngine)
+    weights = torch.load(demo.checkpoint, weights_only=True)
+    weights = weights.get("model", weights)
+    wider = 2 if other == "another network" else 1
+    torch.save(
+        {key: torch.cat([torch.atleast_1d(value + 1)] * wider) for key, value in weights.items()}, tmp_path / "new"
+    )
+    (tmp_path / "new").replace(copy)
+    adaptive.engine.apply(replace(adaptive.plan.step, precision="float32"))
+    source, truth = scene()
+    [logits] = adaptive.decode(adaptive.encode([adaptive.prepare(source)])[0], [ELLIPSE])
+    assert iou(geometry.mask_of(logits, "x"), truth) > 0.9
+
+
+def test_where_the_system_does_not_tell_its_free_memory_the_refusal_is_still_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(name: str) -> int:
+        raise ValueError("unrecognized configuration name")
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    adaptive, engine = loaded()
+    monkeypatch.setattr("sam_poll.engines.base.os.sysconf", unknown)  # as on macOS
+    monkeypatch.setattr(engine, "_encode_chunk", full)
+    with pytest.raises(TooLargeError, match="the host's memory"):
+        adaptive.encode([adaptive.prepare(picture())])
+
+
 def test_a_model_that_fits_nowhere_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

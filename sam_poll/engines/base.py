@@ -248,9 +248,12 @@ class TorchEngine:
     def memory_report(self) -> str:
         if self.device.type != "cpu":
             return "the device's memory"
-        free, total = (
-            os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**20 for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
-        )
+        try:
+            free, total = (
+                os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 2**20 for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+            )
+        except (AttributeError, ValueError, OSError):  # macOS does not tell the first, Windows neither
+            return "the host's memory"
         return f"{free:.0f} of {total:.0f} MiB of the host's memory free"
 
     # ── inside ──

@@ -7,7 +7,7 @@ that fit in every key and shape and yet are another network's (a fine-tune with 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,26 @@ def read(path: Path) -> dict[str, Any]:
     ):
         raise ModelError("the file holds no state dict, neither bare nor below the key `model`", place=place)
     return weights
+
+
+def reader(path: Path) -> Callable[[], dict[str, Any]]:
+    """`read` for the same file again, later; ModelError where another one has taken its name, or it was changed."""
+
+    def seen() -> tuple[int, int] | None:
+        try:
+            status = path.stat()
+        except OSError:
+            return None  # `read` says what is the matter
+        return status.st_size, status.st_mtime_ns
+
+    before = seen()
+
+    def again() -> dict[str, Any]:
+        if (now := seen()) and now != before:
+            raise ModelError("the checkpoint has changed since it was loaded", place=str(path))
+        return read(path)
+
+    return again
 
 
 def family_of(weights: Mapping[str, Any], place: str) -> str:

@@ -185,6 +185,7 @@ def _build(
     if not spec.sha256 and spec.name != "demo":
         logger.info("{}: no SHA-256 is known for {}; it is used as it is", spec.name, path)
     with stages.stage("read"):
+        read_again = checkpoint.reader(path)
         weights = checkpoint.read(path)
         family = checkpoint.family_of(weights, str(path))
     if spec.family and spec.family != family:
@@ -210,7 +211,7 @@ def _build(
         peaks = Peaks(cache_dir() / PEAKS, network)
     needs = Needs(footprint, peaks.read() if peaks else None)
     with stages.stage("to device"):
-        engine = engine_class(model, name=spec.name, weights=lambda: checkpoint.read(path))
+        engine = engine_class(model, name=spec.name, weights=read_again)
         if wishes.compile:
             engine.compile()
         return AdaptiveEngine(engine, plan, needs=needs, meter=meter, keep=peaks.keep if peaks else _forget)
