@@ -34,6 +34,7 @@ from sam_poll.stats import Pulse, Stats
 from sam_poll.tasks import Either, Task, log_answer, timed
 from sam_poll.types import (
     Door,
+    Embedding,
     Engine,
     Everything,
     Format,
@@ -321,10 +322,14 @@ class Pipeline:
             return
         known = dict(zip(fresh, made, strict=True))
         for key, embedding in known.items():
-            self._embeddings.put(key, embedding, fresh[key].notes)
+            self._keep(fresh[key], embedding)
             fresh[key].timings["encode"] = (time.monotonic() - started) * 1000 / len(fresh)
         for task in batch:  # held by its task, too: a small cache may have dropped it again by its turn
             task.embedding = task.embedding or known[task.key]
+
+    def _keep(self, task: Task, embedding: Embedding) -> None:
+        """By the side it was made at, which may be a smaller one than its picture was prepared for."""
+        self._embeddings.put((task.key[0], embedding.frame.side), embedding, task.notes)
 
     def _predict(self, task: Task) -> None:
         try:
@@ -334,7 +339,7 @@ class Pipeline:
                 assert task.prepared is not None
                 with timed(task, "encode"):
                     (embedding,) = self._engine.encode([task.prepared])
-                self._embeddings.put(task.key, embedding, task.notes)
+                self._keep(task, embedding)
             with timed(task, "predict"):
                 task.logits = self._engine.decode(embedding, task.prompts)
             task.info = self._engine.info

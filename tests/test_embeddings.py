@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,8 +16,8 @@ from hypothesis import strategies as st
 from sam_poll import images
 from sam_poll.embeddings import Embeddings
 from sam_poll.engines.fake import FakeEmbedding, FakeEngine
-from sam_poll.types import Frame, Job, Result, Size
-from tests.conftest import BOX, Daemon, Share, wait_until
+from sam_poll.types import Embedding, Frame, Job, Prepared, Prompt, Result, Size
+from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 from tests.test_pipeline import ONE, MemoryDoor, run
 
 FRAME = Frame(Size(4, 4), 4, Size(4, 4), two_step=False)
@@ -89,3 +91,40 @@ def test_a_known_picture_is_not_even_decoded_and_its_answer_is_the_same(monkeypa
         for what in ("job_id", "size", "notes", "prompts", "model"):
             assert getattr(decoded_anew, what) == getattr(known, what)
         assert np.array_equal(decoded_anew.masks[0].pixels, known.masks[0].pixels)
+
+
+class Shrinking(FakeEngine):
+    """Encodes at the side it has when it is asked; its memory is short the first time."""
+
+    def __init__(self, sides: Iterator[int]) -> None:
+        super().__init__()
+        self.sides, self.decoded = sides, list[int]()
+
+    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+        self.step = replace(self.step, side=next(self.sides))
+        self._count("encode")
+        frames = [replace(p.frame, side=self.step.side, region=Size(self.step.side, self.step.side)) for p in pictures]
+        return [FakeEmbedding(frame, p.digest) for frame, p in zip(frames, pictures, strict=True)]
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Any]:
+        self.decoded.append(embedding.frame.side)
+        return super().decode(embedding, prompts)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_what_was_encoded_smaller_for_want_of_memory_is_not_used_when_memory_is_back(pixels: bool) -> None:
+    engine = Shrinking(iter([128, 256]))
+
+    class Recovering(Patient):
+        def jobs(self, stop: threading.Event) -> Iterator[Job]:
+            for number, waiting in enumerate(super().jobs(stop)):
+                engine.step = replace(engine.step, side=[256, 128, 256, 256, 128][number])
+                yield waiting
+
+    body = picture_bytes(".png", 300, 300)
+    results: list[Result] = []
+    door = Recovering([Job(f"j{n}", "dog.png", body, ONE) for n in range(5)])
+    run(door, engine, pixels=pixels, on_result=results.append)
+    assert engine.decoded == [128, 128, 256, 256, 128]
+    assert [result.model.side for result in results] == engine.decoded
+    assert engine.calls["encode"] == 2
