@@ -19,7 +19,7 @@ from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.names import OLD_S, TRUTH_S, Names
 from sam_poll.doors.scan import Manners, Scanner
 from sam_poll.doors.settle import Hint
-from sam_poll.types import Document
+from sam_poll.types import Document, Job
 from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 
 
@@ -452,6 +452,34 @@ def test_who_drains_the_share_takes_also_what_came_after_the_glance(share: Share
         share.pair("cat")
         drain(door)
     assert share.tree("output") == ["cat.txt", "dog.txt"]
+
+
+@pytest.mark.parametrize("how", ["release", "abandon"])
+def test_who_drains_the_share_takes_also_what_comes_back_between_two_looks(
+    share: Share, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    share.pair("dog")
+    back: list[Job] = []
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False, rescan_s=0.1)) as door:
+        look = door._look_at_work
+
+        def looked(now: float) -> set[str]:
+            found = look(now)
+            if not back and door._desk.busy:
+                back.append(first)
+                getattr(door, how)(first)  # after `in/` and `work/` were listed
+                door._wake.clear()  # who gave it back has not come so far as to tell
+            return found
+
+        monkeypatch.setattr(door, "_look_at_work", looked)
+        jobs = door.jobs(threading.Event())
+        first = next(jobs)
+        again = next(jobs, None)
+        assert back
+        assert again
+        door.deliver(again, [Document(".txt", "text/plain", b"answer")])
+        assert not list(jobs)
+    assert share.tree("output") == ["dog.txt"]
 
 
 def test_what_was_glanced_at_and_is_gone_costs_nothing(share: Share) -> None:

@@ -162,6 +162,7 @@ class FolderDoor:
             started = time.monotonic()
             try:
                 self._sentinel.check()
+                busy = self._desk.busy  # before looking: what is given up meanwhile may have been missed
                 at_work = self._desk.pictures()
                 ready = self._scanner.scan(started, at_work, partial(self._look_at_work, started))
                 self._forget_unread()
@@ -188,7 +189,7 @@ class FolderDoor:
             if (
                 self.manners.once
                 and due == NEVER
-                and not (ready or abandoned or self._desk.busy or self._wake.is_set())
+                and not (ready or abandoned or busy or self._desk.busy or self._wake.is_set())
             ):
                 return
             stop.wait(min(took, 1.0))  # a burst of events must not turn into a scan for each
