@@ -476,6 +476,16 @@ def test_peaks_measured_in_one_run_are_known_in_the_next(tmp_path: Path, monkeyp
     assert loaded(Card(9000, card="another"), monkeypatch, tmp_path, warmup=False)._needs.measured == {}  # type: ignore[union-attr]
 
 
+def test_a_user_without_a_home_has_no_place_for_peaks_and_a_network_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(loader, "cache_dir", nowhere)
+    assert len(asked(loaded(Card(9000), monkeypatch, tmp_path))) == 1
+
+
 # -- any card, any neighbours ------------------------------------------------------------------------------------------
 
 

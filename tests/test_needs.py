@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sam_poll.engines.estimate import Footprint
 from sam_poll.engines.memory import Step, chunked
 from sam_poll.engines.needs import MARGIN, STEP_UP, Key, Needs
-from sam_poll.engines.peaks import NAME, Peaks
+from sam_poll.engines.peaks import FORMAT, NAME, Peaks
 
 FOOTPRINT = Footprint(27_219_136, 4_436_450, 69.0, 18.5, 0.0, 256, 4)
 STEP = Step("bfloat16", 64, 8, 1024, "cuda:0")
@@ -141,6 +141,12 @@ def test_a_file_that_cannot_be_written_is_said_once_and_costs_nothing(tmp_path: 
     peaks.keep(MEASURED)
     peaks.keep(MEASURED)
     assert len([line for line in logged if "not kept" in line]) == 1
+
+
+def test_a_key_of_thousands_of_digits_is_passed_over(path: Path) -> None:
+    keys = {"encode float32 1024 1": 5, f"encode float32 {'9' * 5000} 1": 5}
+    path.write_text(json.dumps({"format": FORMAT, "peaks_mib": {"ours": keys}}))
+    assert Peaks(path, "ours").read() == {("encode", "float32", 1024, 1): 5}
 
 
 def test_a_folder_in_the_files_place_is_said_once(path: Path, logged: list[str]) -> None:

@@ -208,13 +208,22 @@ def _build(
     if meter:
         weights_mib = f"{footprint.weights_mib('float32'):.1f} MiB"
         network = f"{spec.name}, {weights_mib}, {meter.card}{', compiled' * wishes.compile}"
-        peaks = Peaks(cache_dir() / PEAKS, network)
+        peaks = _peaks(network)
     needs = Needs(footprint, peaks.read() if peaks else None)
     with stages.stage("to device"):
         engine = engine_class(model, name=spec.name, weights=read_again)
         if wishes.compile:
             engine.compile()
         return AdaptiveEngine(engine, plan, needs=needs, meter=meter, keep=peaks.keep if peaks else _forget)
+
+
+def _peaks(network: str) -> Peaks | None:
+    """None where there is no place to keep them: a user without a home, as containers have."""
+    try:
+        return Peaks(cache_dir() / PEAKS, network)
+    except RuntimeError as error:
+        logger.info("measured memory is not kept: {}", error)
+        return None
 
 
 def _forget(measured: Mapping[Key, float]) -> None:

@@ -86,9 +86,13 @@ def _text(key: Key) -> str:
 
 def _key(text: str) -> Key | None:
     match text.split(" "):
-        case [call, precision, side, count] if call in get_args(Call) and side.isdecimal() and count.isdecimal():
+        case [call, precision, side, count] if call in get_args(Call) and _whole(side) and _whole(count):
             return call, precision, int(side), int(count)  # type: ignore[return-value]
     return None
+
+
+def _whole(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10  # Python refuses to read numbers of thousands of digits
 
 
 def _mib(value: object) -> float | None:
