@@ -15,6 +15,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,7 +53,8 @@ _SWEEP_S = 15.0
 @dataclass(frozen=True)
 class Torment:
     """What is done to the daemons, and how often. `lag_ms`: each step on the share takes up to so long, for a part of
-    the daemons, so that a blow falls between two steps more often. `devices` (`cpu,cpu`): each daemon is a fleet."""
+    the daemons, so that a blow falls between two steps more often. `devices` (`cpu,cpu`): each daemon is a fleet,
+    and every second kill is of one of its processes."""
 
     jobs: int = 3000
     daemons: int = 3
@@ -86,6 +88,7 @@ class Report:
         rows = {
             "jobs": self.jobs,
             "kills": f"{self.blows['kill']} ({self.held['kill']} of a daemon with claims)",
+            "of them, of a fleet's process": self.blows["part"],
             "freezes": f"{self.blows['freeze']} ({self.held['freeze']} of a daemon with claims)",
             "terms": self.blows["term"],
             "clock jumps": self.blows["jump"],
@@ -170,6 +173,12 @@ class Tormentor:
         return self._rng.choice(ready) if ready else None
 
     def _kill(self, daemon: Daemon) -> None:
+        parts = daemon.parts if self._rng.random() < 0.5 else []
+        if parts:  # it goes on without one of its fleet
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rng.choice(parts), signal.SIGKILL)
+            self._report.blows["part"] += 1
+            return
         daemon.kill()
         self._report.held["kill"] += daemon.pid in holders(self._share)
         self.running.remove(daemon)

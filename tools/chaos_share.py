@@ -6,6 +6,7 @@ seen by it (the crash sweep in `tools.chaos_sweep` looks at every step instead).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -87,6 +88,14 @@ class Daemon:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def parts(self) -> list[int]:
+        """The processes that it has started."""
+        with contextlib.suppress(OSError):
+            tasks = [path.read_text().split() for path in Path(f"/proc/{self.pid}/task").glob("*/children")]
+            return [int(pid) for pids in tasks for pid in pids]
+        return []
 
     @property
     def alive(self) -> bool:
