@@ -145,6 +145,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_costs_nothing(tmp_path: 
 
 def test_a_key_of_thousands_of_digits_is_passed_over(path: Path) -> None:
     keys = {"encode float32 1024 1": 5, f"encode float32 {'9' * 5000} 1": 5}
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"format": FORMAT, "peaks_mib": {"ours": keys}}))
     assert Peaks(path, "ours").read() == {("encode", "float32", 1024, 1): 5}
 
