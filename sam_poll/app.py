@@ -33,7 +33,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
-from sam_poll.errors import ExitCode, SettingsError
+from sam_poll.errors import ExitCode, ModelError, SettingsError
 from sam_poll.fleet import Fleet, Post
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.member import Equipment
@@ -305,12 +305,15 @@ def devices_of(settings: Settings) -> list[str]:
     if settings.devices != ("auto",):
         return list(settings.devices or (settings.device,))
     # Asked in a process of its own: this one, which only hands out, needs no torch.
-    count = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    limit = settings.load_timeout_s
+    try:
+        count = subprocess.run(  # noqa: S603  our own words
+            command, capture_output=True, text=True, check=False, timeout=limit
+        ).stdout.strip()
+    except subprocess.TimeoutExpired as error:
+        remedy = "name the cards, `devices: [cuda:0, cuda:1]`, or look at the driver (`nvidia-smi`)"
+        raise ModelError(f"counting the cards took longer than {limit:g} s", place="devices", remedy=remedy) from error
     cards = int(count) if count.isdecimal() else 0
     return [f"cuda:{n}" for n in range(cards)] if cards > 1 else ["auto"]
 

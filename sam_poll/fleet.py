@@ -44,6 +44,7 @@ _GRACE_S = 5.0  # beyond the jobs' own time to finish
 _SAME_S = 0.05  # how long a picture's further prompts wait for the process that has its embedding
 _SAME_PICTURES = 64
 _TRIES = 5  # processes of one device that end in a row, without an answer between them
+_LONG_S = 600.0  # a process that has lived so long has not ended in a row with the one before
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -243,6 +244,7 @@ class Fleet:
     def _keep(self, member: _Member) -> None:
         failures = 0
         while not self._ending:
+            started = time.monotonic()
             try:
                 if not self._start(member):
                     return
@@ -255,7 +257,7 @@ class Fleet:
                 ending = str(error)
             if member.over or self._ending:
                 return
-            failures = 1 if member.answered else failures + 1
+            failures = 1 if member.answered or time.monotonic() - started > _LONG_S else failures + 1
             member.answered = 0  # the next one may not even start
             if not self._ready or failures >= _TRIES:
                 self._give_up(member, ending, failures)

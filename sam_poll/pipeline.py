@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -342,7 +342,8 @@ class Pipeline:
                 self._keep(task, embedding)
             with timed(task, "predict"):
                 task.logits = self._engine.decode(embedding, task.prompts)
-            task.info = self._engine.info
+            # The side is the embedding's: the step may have changed since it was made.
+            task.info = replace(self._engine.info, side=embedding.frame.side)
         except DeviceError as error:
             self._fail(error, [task])
             return

@@ -125,6 +125,15 @@ def test_devices_auto_is_every_card_and_where_there_are_not_several_what_device_
     assert app.devices_of(made(tmp_path, **flags)) == names
 
 
+def test_a_count_of_cards_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(app.subprocess, "run", hangs)
+    with pytest.raises(ModelError, match="longer than 7 s"):
+        app.devices_of(made(tmp_path, devices="auto", load_timeout_s=7))
+
+
 def test_processes_on_the_cpu_share_its_cores_unless_somebody_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import threading
 import time
@@ -566,3 +567,15 @@ def test_decoded_pictures_are_kept_only_for_a_format_that_draws_on_them() -> Non
     assert kept.picture is not None
     assert dropped.picture is None
     assert kept.size == dropped.size
+
+
+def test_a_result_tells_the_side_its_picture_was_encoded_at_whatever_the_step_is_now() -> None:
+    class Changing(FakeEngine):
+        def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Any]:
+            found = super().decode(embedding, prompts)
+            self.step = dataclasses.replace(self.step, side=512)
+            return found
+
+    results: list[Result] = []
+    run(MemoryDoor([job("j")]), Changing(side=128), on_result=results.append)
+    assert results[0].model.side == 128
