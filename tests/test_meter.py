@@ -110,6 +110,19 @@ def test_as_many_pictures_and_prompts_go_into_a_call_as_fit_and_nothing_fails() 
     assert adaptive.plan.step == FIRST
 
 
+def test_the_card_is_asked_once_a_call_as_long_as_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, asked_for = Card(4024), list[str]()
+    adaptive, _, _ = on(card, TINY)
+    asked(adaptive, 8, 64)
+    read = card.read
+    monkeypatch.setattr(card, "read", lambda: asked_for.append("") or read())
+    embeddings = adaptive.encode([adaptive.prepare(PICTURE)] * 8)
+    assert len(asked_for) == 1
+    for embedding in embeddings:
+        adaptive.decode(embedding, [BOX] * 64)
+    assert len(asked_for) == 1 + 8
+
+
 def test_others_on_the_card_make_chunks_smaller_and_their_going_makes_them_larger() -> None:
     card = Card(4000)
     adaptive, engine, _ = on(card, LARGE)

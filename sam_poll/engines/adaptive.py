@@ -69,6 +69,7 @@ class AdaptiveEngine:
         self._peaks_mib: dict[Call, float] = {}  # of the last call of each kind, weights and all
         self._held_mib = 0.0  # before the call that runs
         self._sound = False  # the engine is wholly on its step
+        self._reading: Reading | None = None  # the meter's, as long as nothing has changed it: asking takes time
         if meter:
             plan.settle(self._fits)
         self._change(plan.step, "the model itself")
@@ -98,6 +99,7 @@ class AdaptiveEngine:
 
     def _call(self, call: Call, count: int, run: Callable[[], T]) -> T:
         """`count`: pictures, or prompts that could share a call of the decoder."""
+        self._reading = None
         self._get_ready(call, count)
         while True:
             if self._meter:
@@ -175,13 +177,16 @@ class AdaptiveEngine:
     def _read(self) -> Reading:
         """The meter's reading; nothing free where the card is too full even for that."""
         assert self._meter
-        try:
-            return self._meter.read()
-        except Exception as error:  # noqa: BLE001 - as in _call; a fault of the last call may show only here
-            self._memory_reason(error)
-        return Reading(0.0, 0.0, 0.0, 0.0)
+        if self._reading is None:
+            try:
+                self._reading = self._meter.read()
+            except Exception as error:  # noqa: BLE001 - as in _call; a fault of the last call may show only here
+                self._memory_reason(error)
+                return Reading(0.0, 0.0, 0.0, 0.0)
+        return self._reading
 
     def _free(self) -> None:
+        self._reading = None
         try:
             self.engine.free()
         except Exception as error:  # noqa: BLE001 - as in _read
@@ -204,6 +209,7 @@ class AdaptiveEngine:
         if kind is None:
             raise error
         self.ooms += 1
+        self._reading = None
         return _first_line(error)
 
     def _step_down(self, call: Call, count: int, failed: Step, reason: str) -> None:
@@ -250,6 +256,8 @@ class AdaptiveEngine:
 
     def _apply(self, step: Step) -> bool:
         """False when even the change of step runs out of memory (weights converted or moved)."""
+        if not self._sound or step.network != self.engine.step.network:
+            self._reading = None
         self._sound = False
         try:
             self.engine.apply(step)
