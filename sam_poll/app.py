@@ -9,6 +9,7 @@ What can still go wrong here: a thread that hangs inside a driver does not end w
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -143,6 +144,7 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # what is not let go of at the end is reported on stderr as leaked, by triton
         if enabled:
             gc.enable()
 

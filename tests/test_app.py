@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,13 @@ def test_what_loading_makes_is_not_gone_through_by_the_collector_again(tmp_path:
         assert gc.isenabled()
     finally:
         gc.unfreeze()
+
+
+def test_a_daemon_ends_without_a_word_from_libraries(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    command = [sys.executable, "-m", "sam_poll", "watch", str(tmp_path / "in"), "-m", "demo", "--once", "--log", "text"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert all(re.match(r"20\d\d-", line) for line in ended.stderr.splitlines()), ended.stderr
 
 
 def test_what_a_process_of_a_fleet_is_told_can_travel_and_gives_it_its_engine(tmp_path: Path) -> None:
