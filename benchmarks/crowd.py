@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 from loguru import logger
 
+from sam_poll.bench.processes import cpu_s
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners, Ready, Scanner
@@ -123,12 +124,6 @@ def rss_mb(pid: int) -> float:
     """Resident memory of a process, in MB."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(status["VmRSS"].split()[0]) * 1024 / 1e6
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time that a process has used, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def answered(layout: Layout) -> bool:

@@ -111,7 +111,7 @@ class Fleet:
         self._intake, self._device = intake or Pulse(), device or Pulse()
         self._changed = threading.Condition()
         self._door: Door | None = None
-        self._numbers = 0
+        self._numbers = self._ooms = 0  # jobs handed out; out of memory in processes that have ended
         self._ready = self._ending = False
         self._fatal: Exception | None = None
         self._writers = ThreadPoolExecutor(writers, "answers")
@@ -128,12 +128,7 @@ class Fleet:
     @property
     def ooms(self) -> int:
         """How often the devices' memory has not been enough."""
-        return sum(m.ooms for m in self._members)
-
-    @property
-    def processes(self) -> list[int]:
-        """Their numbers for the system."""
-        return [m.process.pid for m in self._members if m.process]
+        return self._ooms + sum(m.ooms for m in self._members)
 
     # ── start and end ──
 
@@ -326,6 +321,7 @@ class Fleet:
             member.pictures.clear()
             ended, member.ended = member.ended, {}
             uncounted, member.uncounted = member.uncounted - len(ended), 0
+            self._ooms, member.ooms = self._ooms + member.ooms, 0
         for number, job in left.items():
             self._give_back(job, blame=number in begun and not member.killed)
         for what, arguments in ended.values():

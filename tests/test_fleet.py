@@ -91,6 +91,10 @@ def fleet_of(equip: Any, count: int = 2, **more: Any) -> Iterator[Fleet]:
         yield fleet
 
 
+def pids(fleet: Fleet) -> list[int]:
+    return [m.process.pid for m in fleet._members if m.process]
+
+
 def drain(share: Share, fleet: Fleet, **manners: Any) -> None:
     """Answer what is there."""
     made = Manners(**{"quiet_s": 0.0, "once": True, "events": False, "rescan_s": 0.1, **manners})
@@ -168,13 +172,13 @@ def test_a_killed_process_is_replaced_and_its_jobs_are_answered(share: Share, tm
     for number in range(20):
         share.pair(f"p{number:02}", seed=number)
     with fleet_of(partial(equipped, Gated, gate)) as fleet, watching(share, fleet):
-        first = fleet.processes
+        first = pids(fleet)
         wait_until(lambda: all(len(m.begun) > 1 for m in fleet._members))
         os.kill(first[0], signal.SIGKILL)
-        wait_until(lambda: fleet.processes[0] != first[0])
+        wait_until(lambda: pids(fleet)[0] != first[0])
         gate.unlink()
         wait_until(lambda: fleet.stats.now().answered == 20)
-        assert fleet.processes[1] == first[1]
+        assert pids(fleet)[1] == first[1]
         assert sum(fleet.stats.now().released.values()) > 0
         assert fleet.stats.now().at_work == 0
     assert len(share.tree("output")) == 20
@@ -286,8 +290,8 @@ def test_a_stop_does_not_wait_for_a_process_that_is_being_started(share: Share, 
     with fleet_of(partial(slow_to_come_back, gate), count=1) as fleet:
         with watching(share, fleet):
             wait_until(lambda: fleet._members[0].process and gate.exists() and not fleet._members[0].info)
-            again = fleet.processes
-            wait_until(lambda: fleet.processes != again)
+            again = pids(fleet)
+            wait_until(lambda: pids(fleet) != again)
         assert fleet.stats.now().at_work == 0
     assert [name for name in [*share.tree("input"), *share.at_work()] if name.endswith(".json")] == ["dog.json"]
 
@@ -350,10 +354,12 @@ def test_an_answer_counts_even_if_its_process_does_not_live_to_count_it(share: S
     fleet._call(member, 1, "deliver", ([],))
     fleet._call(member, 2, "reject", (errors.PromptError("odd"),))
     fleet._on_begun(member, 3)
+    member.ooms = 3
     member.process = subprocess.Popen([sys.executable, "-c", ""])
     fleet._bury(member)
     now = fleet.stats.now()
     assert (now.answered, now.rejected, now.released, now.at_work) == (1, 1, {"device": 1}, 0)
+    assert fleet.ooms == 3  # a counter that others watch does not go back with a new process
     assert now.reasons == {"prompt": 1}
 
 

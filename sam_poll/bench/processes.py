@@ -49,6 +49,12 @@ def _names(folder: Path) -> set[str]:
         return {entry.name for entry in entries}
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used so far (proc(5)). OSError where the system does not tell."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Child:
     """A process whose stderr goes into a file, so that its last words can be told."""
 
@@ -88,8 +94,7 @@ class Child:
     def cpu_s(self) -> float:
         """CPU seconds used so far; 0 where the system does not tell."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return cpu_s(self.process.pid)
         return 0.0
 
     @property

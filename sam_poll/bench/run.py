@@ -6,7 +6,6 @@ What can still go wrong here: on a machine of few cores everything that runs bes
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import signal
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_poll import __version__
+from sam_poll.app import cores_here
 from sam_poll.bench import outside, pictures
 from sam_poll.bench.pictures import Subject, Supply
 from sam_poll.bench.plan import CONTESTANTS, CPU_MODELS, GPU_MODELS, LARGE, SMALL, Plan
@@ -260,8 +260,8 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures depend on. No name of the machine."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    made: dict[str, Any] = {"device": device, "cpu": _cpu(), "cores": cores, "torch_threads": torch.get_num_threads()}
+    made: dict[str, Any] = {"device": device, "cpu": _cpu(), "cores": cores_here()}
+    made["torch_threads"] = torch.get_num_threads()
     if device.startswith("cuda"):
         made["gpu"] = torch.cuda.get_device_name(device)
     made |= {"torch": torch.__version__, "python": platform.python_version(), "sam_poll": __version__}
