@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-import tempfile
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from sam_poll import __version__
-from sam_poll.errors import ExitCode, SamPollError, ShareError, UsageError
-
-F = TypeVar("F", bound=Callable[..., Any])
+from sam_poll.cvat import commands as cvat_commands
+from sam_poll.errors import ExitCode, ShareError, UsageError
+from sam_poll.reporting import reports, say
 
 app = typer.Typer(
     name="sam-poll",
@@ -31,10 +27,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 all done · 2 bad usage · 3 some jobs failed · 4 model not loadable · 70 GPU failed · "
-    "75 share not usable · 78 bad settings",
+    "75 share not usable · 78 bad settings · 40 to 55 a CVAT server, see `docs/cvat.md`",
 )
 models = typer.Typer(help="List, download and verify the networks' weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
+app.add_typer(cvat_commands.app, name="cvat")
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
 In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]
@@ -44,55 +41,6 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 Formats = Annotated[
     list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat; may be repeated.")
 ]
-
-
-def reports(command: F) -> F:
-    """Ends a command with its error's exit code and one readable message."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs)
-        except SamPollError as error:
-            _say(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort):
-            raise
-        except BrokenPipeError:
-            raise typer.Exit(ExitCode.OK) from None
-        except OSError as error:
-            _say(ShareError(error.strerror or str(error), place=str(error.filename) if error.filename else None))
-            raise typer.Exit(ExitCode.SHARE) from None
-        except Exception as error:  # noqa: BLE001  the last place where a surprise can be told in one line
-            _say_surprise(error)
-            raise typer.Exit(ExitCode.BUG) from None
-        raise typer.Exit(code or ExitCode.OK)
-
-    return run  # type: ignore[return-value]
-
-
-def _say(error: SamPollError) -> None:
-    from rich.text import Text
-
-    from sam_poll.console import error_console
-    from sam_poll.fs import shown
-
-    place = f"{error.place}: " if error.place else ""
-    lines = [shown(line) for line in f"{place}{error.reason}".splitlines()]
-    text = Text.assemble(("error: ", "bold red"), "\n".join(lines))
-    if error.remedy:
-        text.append(f"\n  → {shown(error.remedy)}", style="yellow")
-    error_console().print(text)
-
-
-def _say_surprise(error: Exception) -> None:
-    with tempfile.NamedTemporaryFile("w", prefix="sam-poll-", suffix=".txt", delete=False) as file:
-        file.write(f"sam_poll {__version__}, Python {sys.version}\n")
-        file.write("".join(traceback.format_exception(error)))
-    kind = f"unexpected {type(error).__name__}: {error}"
-    _say(SamPollError(kind, remedy=f"this is a bug in sam-poll; please report it with {file.name}"))
 
 
 def _settings(source: Path | None, config: Path | None, **flags: Any) -> Any:
@@ -179,7 +127,7 @@ def predict(
 
     def refused(job: Any, error: Any) -> None:
         error.place = f"{job.name}: {error.place}" if error.place and job.name not in error.place else job.name
-        _say(error)
+        say(error)
 
     code = run(settings, jobs, output, on_result=result, on_reject=refused)
     if rows:

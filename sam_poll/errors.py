@@ -19,6 +19,14 @@ class ExitCode(IntEnum):
     USAGE = 2  # the command line makes no sense
     FAILED_JOBS = 3  # `--once`, `predict` or `check`: everything was answered, some of it with a refusal
     MODEL = 4  # the model cannot be found, verified, built or loaded
+    CVAT_REFUSED = 40  # the CVAT server does not accept what it was sent (400 and the like)
+    CVAT_UNAUTHORIZED = 41  # it does not know us (401)
+    CVAT_FORBIDDEN = 43  # we may not do this there (403)
+    CVAT_NOT_FOUND = 44  # it has no such task (404)
+    CVAT_CONFLICT = 49  # something else is being done to the task (409)
+    CVAT_SERVER = 50  # the server failed (5xx)
+    CVAT_TIMEOUT = 54  # it did not answer in time
+    CVAT_UNREACHABLE = 55  # there is no server at that address, or no trusted one
     DEVICE = 70  # the GPU failed while running (anything but out of memory): the process must be replaced
     SHARE = 75  # the folders are not there, not writable, not on one file system: worth trying again
     SETTINGS = 78  # config.yaml, environment or a flag's value is wrong: trying again is pointless
@@ -78,6 +86,17 @@ class DeviceError(SamPollError):
 
     code = "device"
     exit_code = ExitCode.DEVICE
+
+
+class CvatError(SamPollError):
+    """A CVAT server could not be asked, or refused; `kind` tells which way."""
+
+    code = "cvat"
+    exit_code = ExitCode.CVAT_REFUSED
+
+    def __init__(self, reason: str, kind: ExitCode, *, place: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(reason, place=place, remedy=remedy)
+        self.kind = kind
 
 
 class InputError(SamPollError):

@@ -17,10 +17,10 @@ from pathlib import Path
 import typer
 
 from sam_poll import app, settings
-from sam_poll.cli import reports
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import ExitCode
 from sam_poll.images import ENDINGS
+from sam_poll.reporting import reports
 
 SUFFIXES = {".mask.png": ".png", ".opex.json": ".json"}
 

@@ -25,18 +25,27 @@ LEVELS = [
         "sam_poll.alarms",
         "sam_poll.embeddings",
     },
-    {"sam_poll.images", "sam_poll.prompts", "sam_poll.bytesof", "sam_poll.tasks"},
+    {"sam_poll.images", "sam_poll.prompts", "sam_poll.bytesof", "sam_poll.tasks", "sam_poll.everything"},
+    {"sam_poll.annotations"},
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
-    {"sam_poll.setting_kinds", "sam_poll.member"},
+    {"sam_poll.setting_kinds", "sam_poll.member", "sam_poll.predictor"},
     {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},
-    {"sam_poll.metrics"},
+    {"sam_poll.metrics", "sam_poll.reporting"},
     {"sam_poll.oneoff", "sam_poll.app"},
+    {"sam_poll.cvat"},
     {"sam_poll.bench"},
     {"sam_poll.cli"},
     {"sam_poll.waikato", "sam_poll.__main__"},
 ]
 # Within one room, modules may know each other; of its siblings, only these may be known.
-ROOMS = ("sam_poll.engines", "sam_poll.formats", "sam_poll.doors", "sam_poll.bench")
+ROOMS = (
+    "sam_poll.engines",
+    "sam_poll.formats",
+    "sam_poll.doors",
+    "sam_poll.bench",
+    "sam_poll.annotations",
+    "sam_poll.cvat",
+)
 
 
 def room(module: str) -> str:

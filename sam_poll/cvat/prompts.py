@@ -1,0 +1,1 @@
+"""`sam-poll cvat prompts`: an annotation file becomes prompt files beside their pictures."""
