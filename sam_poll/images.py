@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from sam_poll.errors import PictureError
 from sam_poll.headers import DEFAULT_MAX_PIXELS, SAVE_AGAIN, Header, for_decoder, not_decodable, read_header
-from sam_poll.types import Picture, Pixels
+from sam_poll.types import ModelInfo, Picture, Pixels
 
-__all__ = ["DEFAULT_MAX_PIXELS", "ENDINGS", "Header", "decode", "is_picture", "read_header"]
+__all__ = ["DEFAULT_MAX_PIXELS", "ENDINGS", "Header", "decode", "decode_for", "is_picture", "read_header"]
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
@@ -65,6 +65,14 @@ def decode(
             remedy=SAVE_AGAIN,
         )
     return Picture(pixels, header.size, digest or digest_of(data), tuple(notes))
+
+
+def decode_for(
+    data: bytes, info: ModelInfo, *, cover: int = 0, max_pixels: int = DEFAULT_MAX_PIXELS, digest: str | None = None
+) -> Picture:
+    """`decode`, at the scale that this network needs as it runs now; at no smaller one than `cover` asks for."""
+    wanted = max(info.side, cover)
+    return decode(data, cover=wanted, both=info.family != "sam1", max_pixels=max_pixels, digest=digest)
 
 
 def digest_of(data: bytes) -> str:

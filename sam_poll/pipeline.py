@@ -261,8 +261,7 @@ class Pipeline:
         if kept:
             task.embedding, task.size, task.notes = kept.embedding, kept.embedding.frame.size, kept.notes
             return
-        cover, both = max(info.side, sizes.cover), info.family != "sam1"
-        picture = images.decode(data, cover=cover, both=both, max_pixels=sizes.max_pixels, digest=task.key[0])
+        picture = images.decode_for(data, info, cover=sizes.cover, max_pixels=sizes.max_pixels, digest=task.key[0])
         task.size, task.notes = picture.size, picture.notes
         task.prepared = self._engine.prepare(picture)
         task.key = picture.digest, task.prepared.frame.side
