@@ -70,17 +70,18 @@ def box_shape(
     """A box from x0, y0, x1, y1.
 
     One that is rotated (degrees, clockwise as CVAT turns it, about its centre) becomes the upright box around its
-    corners, cut to the picture: a turned box reaches over its edges quite naturally.
+    corners, cut to the picture: a turned box reaches over its edges quite naturally. One that is inside out stays as it
+    is, and one that lies beside the picture is not cut: whoever reads it must be able to see what is wrong with it.
     """
     x0, y0, x1, y1 = corners
-    if rotation % 360:
+    if rotation % 360 and x0 < x1 and y0 < y1:
         angle = math.radians(rotation)
-        cx, cy, half_w, half_h = (x0 + x1) / 2, (y0 + y1) / 2, abs(x1 - x0) / 2, abs(y1 - y0) / 2
+        cx, cy, half_w, half_h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
         reach_x = half_w * abs(math.cos(angle)) + half_h * abs(math.sin(angle))
         reach_y = half_w * abs(math.sin(angle)) + half_h * abs(math.cos(angle))
         x0, y0, x1, y1 = cx - reach_x, cy - reach_y, cx + reach_x, cy + reach_y
-        if size:
-            x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, size.width), min(y1, size.height)
+        if size and x0 < size.width and y0 < size.height and x1 > 0 and y1 > 0:
+            x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(size.width)), min(y1, float(size.height))
     return Shape("box", label, ((x0, y0), (x1, y1)), **more)
 
 

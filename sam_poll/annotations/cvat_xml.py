@@ -1,0 +1,189 @@
+"""CVAT's XML: what it exports as `CVAT for images 1.1`, which is also what it imports as `CVAT 1.1`.
+
+Boxes, turned ones too, and points are read; other shapes are counted. A point that is not on its object has one of
+`NEGATIVE_LABELS`, or a ticked checkbox attribute `negative`. The file is read in one pass without making a tree of it.
+
+What can still go wrong here: a box that somebody drew on the wrong picture. Labels are taken as they are, known or not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sam_poll import xml_safely
+from sam_poll.annotations import NEGATIVE_ATTRIBUTE, NEGATIVE_LABELS, Annotated, Shape, box_shape
+from sam_poll.annotations.reading import MAX_IMAGES, MAX_SHAPES, counted, each_once, image_place, number, whole
+from sam_poll.complaints import quoted
+from sam_poll.errors import InputError, PromptError
+from sam_poll.types import Size
+
+VERSION = "1.1"
+MAX_DEPTH = 64  # a task's description has 7 levels, a skeleton 5
+EXPORT = "in CVAT: Actions → Export task dataset → `CVAT for images 1.1`"
+
+_LEFT_OUT = frozenset({"cuboid", "ellipse", "mask", "polygon", "polyline", "skeleton", "tag"})
+_TICKED = {"true": True, "false": False, "": False}
+
+
+def read(data: bytes) -> list[Annotated]:
+    """The pictures of an XML file, in its order, those without any shape included.
+
+    PromptError, with the place (`image "dog.jpg", box 3`) and the remedy, for what is no such file and for broken
+    numbers. A box that is inside out is no error here: its own job will be refused.
+    """
+    try:
+        pictures: list[Annotated] = xml_safely.parse(data, _Reader())
+    except PromptError:
+        raise
+    except InputError as error:
+        raise PromptError(error.reason, place="the XML file", remedy=EXPORT) from None
+    return each_once(pictures)
+
+
+class _Reader(xml_safely.NoDoctype):
+    """A parser's target: hears of elements one after another and keeps the pictures."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._pictures: list[Annotated] = []
+        self._shapes: list[Shape] = []
+        self._left_out: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter()
+        self._total = 0
+        self._image: dict[str, str] | None = None  # the attributes of the open <image>
+        self._name = self._at = ""
+        self._size: Size | None = None
+        self._shape: tuple[str, dict[str, str], str] | None = None  # the open shape: tag, attributes, place
+        self._negative: bool | None = None
+        self._text: list[str] | None = None
+        self._version: str | None = None
+        self._labels: dict[str, str] = {}
+
+    # ── the parser calls these ──
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._begin_file(tag)
+        elif self._depth == 2:
+            self._begin_part(tag, attributes)
+        elif self._depth == 3 and self._image is not None:
+            self._begin_shape(tag, attributes)
+        elif self._depth == 4 and self._shape and tag == "attribute" and attributes.get("name") == NEGATIVE_ATTRIBUTE:
+            self._text = []
+        elif self._depth > MAX_DEPTH:
+            raise PromptError("is nested deeper than any CVAT file", place="the XML file", remedy=EXPORT)
+
+    def data(self, text: str) -> None:
+        if self._text is not None:
+            self._text.append(text)
+
+    def end(self, tag: str) -> None:
+        if self._depth == 4 and self._text is not None:
+            self._end_attribute("".join(self._text).strip())
+            self._text = None
+        elif self._depth == 3 and self._shape is not None:
+            self._end_shape(*self._shape)
+            self._shape = None
+        elif self._depth == 2:
+            self._end_part(tag)
+        self._depth -= 1
+
+    def close(self) -> list[Annotated]:
+        if self._version != VERSION:
+            reason = f"is CVAT XML version {quoted(self._version)[1:-1] if self._version else 'unknown'}, not {VERSION}"
+            raise PromptError(reason, place="the XML file", remedy=EXPORT)
+        return self._pictures
+
+    # ── what the elements mean ──
+
+    def _begin_file(self, tag: str) -> None:
+        if tag != "annotations":
+            reason = f"is not a CVAT file: its root is <{quoted(tag)[1:-1]}>, not <annotations>"
+            raise PromptError(reason, place="the XML file", remedy=EXPORT)
+
+    def _begin_part(self, tag: str, attributes: dict[str, str]) -> None:
+        if tag == "version":
+            self._text = []
+        elif tag == "image":
+            self._begin_image(attributes)
+        elif tag == "track":
+            raise PromptError("is a `CVAT for video` file: it has tracks", place="the XML file", remedy=EXPORT)
+        elif tag != "meta":
+            reason = f"<{quoted(tag)[1:-1]}> does not belong into annotations of images"
+            raise PromptError(reason, place="the XML file", remedy=EXPORT)
+
+    def _begin_image(self, attributes: dict[str, str]) -> None:
+        if len(self._pictures) >= MAX_IMAGES:
+            raise PromptError(f"has more than {MAX_IMAGES:,} images", place="the XML file", remedy="export fewer tasks")
+        self._name = attributes.get("name", "")
+        if not self._name:
+            raise PromptError("has no name", place=f"image {len(self._pictures) + 1}", remedy=EXPORT)
+        self._image, self._shapes, self._at = attributes, [], image_place(self._name)
+        self._left_out, self._numbers = Counter(), Counter()
+        sides = [self._image.get(key) for key in ("width", "height")]
+        self._size = None
+        if sides != [None, None]:
+            width, height = (
+                whole(side, f"{self._at}, {key}", least=1) for key, side in zip(("width", "height"), sides, strict=True)
+            )
+            self._size = Size(width, height)
+
+    def _begin_shape(self, tag: str, attributes: dict[str, str]) -> None:
+        self._total += 1
+        if self._total > MAX_SHAPES:
+            raise PromptError(f"has more than {MAX_SHAPES:,} shapes", place="the XML file", remedy="export fewer tasks")
+        if tag in ("box", "points"):
+            self._numbers[tag] += 1
+            place = f"{self._at}, {tag} {self._numbers[tag]}"
+            self._shape, self._negative = (tag, attributes, place), None
+        elif tag in _LEFT_OUT:
+            self._left_out[tag] += 1
+        else:
+            reason = f"<{quoted(tag)[1:-1]}> does not belong into an <image>"
+            raise PromptError(reason, place=self._at, remedy=EXPORT)
+
+    def _end_attribute(self, text: str) -> None:
+        if self._shape is None:
+            return
+        self._negative = _TICKED.get(text.lower())
+        if self._negative is None:
+            raise PromptError(
+                f"its attribute `{NEGATIVE_ATTRIBUTE}` is neither true nor false: {quoted(text)}",
+                place=self._shape[2],
+                remedy="make the attribute a checkbox",
+            )
+
+    def _end_shape(self, tag: str, given: dict[str, str], place: str) -> None:
+        label = given.get("label", "")
+        if not label:
+            raise PromptError("has no label", place=place, remedy=EXPORT)
+        label = self._labels.setdefault(label, label)  # one string, not one for each of a million shapes
+        group = whole(given.get("group_id", "0"), f"{place}, group_id")
+        if tag == "box":
+            more: dict[str, Any] = {"group": group, "negative": bool(self._negative)}
+            x0, y0, x1, y1 = (number(given.get(key), f"{place}, {key}") for key in ("xtl", "ytl", "xbr", "ybr"))
+            turn = number(given.get("rotation", "0"), f"{place}, rotation")
+            self._shapes.append(box_shape((x0, y0, x1, y1), label, rotation=turn, size=self._size, **more))
+        else:
+            negative = bool(self._negative) or label in NEGATIVE_LABELS
+            self._shapes.append(Shape("points", label, _points(given, place), group, negative))
+
+    def _end_part(self, tag: str) -> None:
+        if tag == "version" and self._text is not None:
+            self._version, self._text = "".join(self._text).strip(), None
+        elif tag == "image":
+            self._pictures.append(Annotated(self._name, self._size, tuple(self._shapes), counted(self._left_out)))
+            self._image = None
+
+
+def _points(given: dict[str, str], place: str) -> tuple[tuple[float, float], ...]:
+    made = []
+    for index, pair in enumerate(given.get("points", "").split(";"), start=1):
+        at = f"{place}, point {index}"
+        halves = pair.split(",")
+        if len(halves) != 2:
+            raise PromptError(f"is not x,y: {quoted(pair)}", place=at, remedy=EXPORT)
+        made.append((number(halves[0], at), number(halves[1], at)))
+    return tuple(made)

@@ -1,0 +1,73 @@
+"""What the readers of annotation files share: numbers, names, limits, who is meant by what.
+
+What can still go wrong here: the limits keep a file from taking the machine's memory, not from taking minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from sam_poll.annotations import Annotated
+from sam_poll.complaints import show
+from sam_poll.errors import PromptError
+from sam_poll.fs import shown
+
+MAX_IMAGES = 1_000_000
+MAX_SHAPES = 5_000_000  # of all pictures together, those that are left out included; about 2.5 GB as shapes
+MAX_VALUE = 1e9  # no picture has so many pixels a side; sums and products of such numbers stay finite
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?\s*")
+_MAX_DIGITS = 400
+_SHOWN = 300  # characters of a picture's name
+
+NUMBERS = "coordinates are numbers of pixels; export the annotations again"
+
+
+def number(value: object, place: str) -> float:
+    """A finite number, written as text or as JSON's; PromptError for all else, `true` and "nan" included."""
+    if isinstance(value, str):
+        if len(value) > _MAX_DIGITS or not _NUMBER.fullmatch(value):
+            raise PromptError(f"is not a number: it is {show(value)}", place=place, remedy=NUMBERS)
+        found = float(value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        found = float(value) if abs(value) <= MAX_VALUE else math.inf  # a JSON number may be longer than any float
+    else:
+        raise PromptError(f"is not a number: it is {show(value)}", place=place, remedy=NUMBERS)
+    if not abs(found) <= MAX_VALUE:
+        raise PromptError(f"lies beyond ±{MAX_VALUE:,.0f}, outside any picture", place=place, remedy=NUMBERS)
+    return found
+
+
+def whole(value: object, place: str, *, least: int = 0) -> int:
+    """A whole number of at least `least`, as text or as JSON's (`3.0` is 3); else PromptError."""
+    found = number(value, place)
+    if found != int(found) or found < least:
+        raise PromptError(f"is not a whole number from {least} on: it is {show(value)}", place=place, remedy=NUMBERS)
+    return int(found)
+
+
+def image_place(name: str) -> str:
+    """`image "cam1/dog.jpg"`, as the place of an error."""
+    return f'image "{shown(name if len(name) <= _SHOWN else f"…{name[-_SHOWN:]}")}"'
+
+
+def counted(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
+    """Counts as `Annotated.left_out` has them: by name."""
+    return tuple(sorted(counts.items()))
+
+
+def each_once(annotated: Iterable[Annotated]) -> list[Annotated]:
+    """All of them; PromptError where two have one name: whose boxes are whose cannot be told."""
+    pictures = list(annotated)
+    names: set[str] = set()
+    for picture in pictures:
+        if picture.name in names:
+            raise PromptError(
+                "is there twice",
+                place=image_place(picture.name),
+                remedy="export each task by itself; pictures of one name in two tasks cannot be told apart",
+            )
+        names.add(picture.name)
+    return pictures
