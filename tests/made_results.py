@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -35,6 +36,13 @@ def disc(size: Size, x: float, y: float, radius: float, hole: float = 0, **kwarg
     rows, columns = np.mgrid[: size.height, : size.width]
     distance = np.hypot(columns - x, rows - y)
     return mask_of((distance <= radius) & (distance >= hole), **kwargs)
+
+
+def filled(frame: Bitmap) -> Bitmap:
+    """The frame with the holes of each part filled: ground is what can be reached from outside by edges."""
+    around = np.pad((~frame).astype(np.uint8), 1, constant_values=1)
+    _, numbers = cv2.connectedComponents(around, connectivity=4)
+    return np.asarray(numbers[1:-1, 1:-1] != numbers[0, 0])
 
 
 def result_of(

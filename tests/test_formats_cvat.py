@@ -6,11 +6,12 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from cvat_sdk import masks as cvat_masks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sam_poll.formats import FormatOptions
-from sam_poll.formats.cvat import make, run_lengths, z_orders
+from sam_poll.formats.cvat import flat, make, run_lengths, z_orders
 from sam_poll.types import Mask, Result, Size
 from tests.made_results import disc, frames, mask_of, rectangle, result_of
 
@@ -74,6 +75,23 @@ def test_run_lengths_start_with_zeros_and_only_the_first_may_be_nought(frame: np
     assert sum(runs) == frame.size
     assert (runs[0] == 0) == bool(frame[0, 0])
     assert all(run > 0 for run in runs[1:])
+
+
+@settings(deadline=None, max_examples=200)
+@given(frames())
+@example(np.ones((1, 1), bool))
+def test_the_flat_form_is_what_cvats_own_library_reads_and_writes(frame: np.ndarray) -> None:
+    if not frame.any():
+        return
+    height, width = frame.shape
+    values = flat(mask_of(frame))
+    assert np.array_equal(cvat_masks.decode_mask(values, image_width=width, image_height=height), frame)
+    assert values == [int(value) for value in cvat_masks.encode_mask(frame)]
+
+
+def test_an_empty_mask_has_no_flat_form() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        flat(mask_of(np.zeros((4, 4), bool)))
 
 
 def test_run_lengths_of_nothing_are_none() -> None:

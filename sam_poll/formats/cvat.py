@@ -58,6 +58,15 @@ def run_lengths(pixels: Bitmap) -> list[int]:
     return [0, *runs] if flat[0] else runs
 
 
+def flat(mask: Mask) -> list[int]:
+    """A mask as CVAT's API and its functions take it: the run lengths, then left, top, right and bottom, the latter
+    two inclusive. Raises ValueError for an empty mask, which CVAT has no way to say."""
+    height, width = mask.pixels.shape
+    if not mask.pixels.size:
+        raise ValueError("an empty mask has no place on the picture")
+    return [*run_lengths(mask.pixels), mask.left, mask.top, mask.left + width - 1, mask.top + height - 1]
+
+
 def z_orders(masks: Sequence[Mask]) -> list[int]:
     """Each mask's layer: 0, or one above the highest larger mask whose box meets its own. Of two with the same area
     the later counts as the smaller."""
