@@ -128,6 +128,10 @@ class Embedding(Protocol):
     def frame(self) -> Frame: ...
     @property
     def nbytes(self) -> int: ...
+    def array(self) -> Field:
+        """The coarsest level as it is, for readers who decode it themselves: float32, 1×C×h×w, on the host. Called on
+        the device thread."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

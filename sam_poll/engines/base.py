@@ -50,6 +50,10 @@ class Features:
         """Bytes on the device."""
         return sum(tensor.nbytes for tensor in (self.image, *self.high_res))
 
+    def array(self) -> np.ndarray:
+        """`image`, float32, on the host."""
+        return self.image.float().contiguous().cpu().numpy()
+
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:

@@ -31,6 +31,9 @@ class FakeEmbedding:
     digest: str
     nbytes: int = 1024
 
+    def array(self) -> Field:
+        return np.zeros((1, 256, self.frame.side // 16, self.frame.side // 16), dtype=np.float32)
+
 
 class FakeEngine:
     """`types.Engine` (and `adaptive.Steppable`) in numpy.
