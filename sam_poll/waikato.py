@@ -85,6 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> ExitCode:
         chosen,
         delete_input=given.delete_input,
         prompt_endings=frozenset({".prompt"}),
+        annotation_endings=frozenset(),
         picture_endings=ENDINGS - {".png"},
         suffixes=SUFFIXES,
     )

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sam_poll.doors import folder, lease
-from tests.conftest import BOX, Share
+from tests.conftest import BOX, Share, picture_bytes
+from tests.test_spread import BOXED, xml
 
 # Each process is forked from one that has imported this file and done nothing else: where OpenCV has worked in threads,
 # a fork may find its locks taken for ever.
@@ -47,6 +48,10 @@ def fill(share: Share) -> None:
     share.drop("broken.jpg", b"no picture at all")
     share.drop("broken.json", BOX)
     share.drop("broken.too.json", BOX)
+    for number, name in enumerate(("x", "y")):
+        share.drop(f"cam2/{name}.jpg", picture_bytes(seed=4 + number))
+    share.drop("cam2/drawn.xml", xml(("x.jpg", BOXED), ("y.jpg", BOXED)))
+    share.drop("odd.xml", xml(("z.jpg", "")))
 
 
 def picture_of(share: Share) -> dict[str, object]:
@@ -110,9 +115,12 @@ def test_the_undisturbed_share_shows_every_kind_of_ending(expected: tuple[dict[s
     assert seen["failed"] == [
         *("bad.error.json", "bad.jpg", "bad.json", "broken.error.json", "broken.jpg", "broken.json"),
         *("broken.too.error.json", "broken.too.json", "mixed.bad.error.json", "mixed.bad.json"),
+        *("odd.error.json", "odd.xml"),
     ]
     assert seen["done"] == [
-        *("cam1/dog.jpg", "cam1/dog.json", "cam1/dog.left.json", "lone.again.json", "lone.jpg", "lone.json"),
+        *("cam1/dog.jpg", "cam1/dog.json", "cam1/dog.left.json"),
+        *("cam2/drawn.xml", "cam2/x.drawn.json", "cam2/x.jpg", "cam2/y.drawn.json", "cam2/y.jpg"),
+        *("lone.again.json", "lone.jpg", "lone.json"),
         *("mixed.jpg", "mixed.json"),
     ]
     assert steps > 60

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -341,7 +342,7 @@ class Claims:
                     path.rmdir()
                 except OSError:  # it is not empty
                     for entry in path.glob(".*"):
-                        entry.unlink()
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                     path.rmdir()
             outer.rmdir()
 

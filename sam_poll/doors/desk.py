@@ -22,6 +22,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
 from sam_poll.doors.settle import job_id
+from sam_poll.doors.spread import Spreader
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
 from sam_poll.types import Everything, Job
@@ -57,6 +58,7 @@ class Desk:
 
     def __init__(self, layout: Layout, manners: Manners, scanner: Scanner, claims: Claims) -> None:
         self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
+        self._spreader = Spreader(layout)
         self._lock = threading.Lock()
         self._claimed: dict[Path, Claim] = {}
         self._ended: set[Path] = set()
@@ -90,6 +92,8 @@ class Desk:
 
         What changed, vanished, or has its name still in `work/` is left for a later scan. OSError.
         """
+        if self._layout.is_annotations(group[0].prompt or ""):
+            return self._take_annotations(group[0])
         read = [found for ready in group if (found := self._read(ready))]
         if not read:
             return []
@@ -184,6 +188,32 @@ class Desk:
         with self._kept(claim):
             return [self._job(claim, os.path.basename(prompt), read)]
 
+    def _take_annotations(self, ready: Ready) -> list[Job]:
+        """An annotation file becomes prompts in `in/`, which the next scan finds; a job only where it is refused."""
+        name = ready.prompt or ""
+        claim = self._claims.take(name, None, [name]) if self._scanner.still(ready) else None
+        if claim is None:
+            return []
+        if look(claim.path / os.path.basename(name)) != ready.signatures[name]:  # changed in this very moment
+            self._claims.close(claim, "input", self._claims.free(claim, "input"))
+            return []
+        return self._spread(claim)
+
+    def _spread(self, claim: Claim) -> list[Job]:
+        (name,) = claim.prompts
+        with self._kept(claim):
+            try:
+                self._spreader.spread(claim, name)
+                self._claims.close(claim, "done", self._claims.free(claim, "done"))
+            except PromptError as error:
+                return [self._job(claim, name, _Read(Ready(None, None, {}), None, error))]
+            except FileNotFoundError:
+                self._claims.alive(claim)
+                raise
+            self.forget(claim)
+            self._scanner.due = 0.0
+            return []
+
     @contextmanager
     def _kept(self, claim: Claim) -> Iterator[None]:
         """It is at work here from now on; unless its jobs cannot be made, which leaves it for the next scan to take
@@ -193,7 +223,7 @@ class Desk:
             self._ended.discard(claim.outer)
         try:
             yield
-        except OSError:
+        except (OSError, LostError):
             self.forget(claim)
             raise
 
@@ -214,6 +244,8 @@ class Desk:
             hold.attempt,
         )
         fault = None if hold.place else self._poison(claim)  # of which nothing is read any more
+        if not hold.place and not fault and any(map(self._layout.is_annotations, claim.prompts)):
+            return self._spread(claim)
         joined = {} if hold.place or fault else self._join_waiting(claim, found.label)
         if hold.place or not (claim.prompts if fault and hold.prompts else self._has_work(claim)):
             place = hold.place or ("done" if claim.answered else "input")

@@ -14,12 +14,17 @@ from sam_poll.doors.settle import PROMPT_ENDINGS
 from sam_poll.images import ENDINGS
 
 ERROR_ENDING = ".error.json"
+ANNOTATION_ENDINGS = frozenset({".xml"})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie. `suffixes` renames a format's outputs (`{".mask.png": ".png"}`), `prompt_endings` and
-    `picture_endings` say which files are jobs, `delete_input`: answered inputs are deleted, not moved to `done`."""
+    """Where things lie.
+
+    `suffixes` renames a format's outputs (`{".mask.png": ".png"}`). `prompt_endings` and `picture_endings` say which
+    files are jobs, `annotation_endings` which are prompts for many pictures. `delete_input`: answered inputs are
+    deleted, not moved to `done`.
+    """
 
     input: Path
     work: Path
@@ -29,6 +34,7 @@ class Layout:
     delete_input: bool = False
     prompt_endings: frozenset[str] = PROMPT_ENDINGS
     picture_endings: frozenset[str] = ENDINGS
+    annotation_endings: frozenset[str] = ANNOTATION_ENDINGS
     suffixes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -46,8 +52,13 @@ class Layout:
         return path.absolute().relative_to(self.share).as_posix()
 
     def is_prompt(self, name: str) -> bool:
-        """Whether a file name is a prompt's."""
-        return os.path.splitext(name)[1].lower() in self.prompt_endings
+        """Whether a file name is a prompt's, or that of annotations, which are many prompts."""
+        ending = os.path.splitext(name)[1].lower()
+        return ending in self.prompt_endings or ending in self.annotation_endings
+
+    def is_annotations(self, name: str) -> bool:
+        """Whether a file name is that of annotations of many pictures."""
+        return name[name.rfind(".") :].lower() in self.annotation_endings
 
     def is_picture(self, name: str) -> bool:
         """Whether a file name is a picture's."""

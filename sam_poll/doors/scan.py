@@ -112,6 +112,7 @@ class Scanner:
         self._named: dict[str, str | None] = {}
         self._first_seen: dict[str, float] = {}
         self._oldest: float | None = None
+        self._annotated = False
         self._held: dict[str, _Held] = {}
         self._to_hold: deque[tuple[str, _Held]] = deque()
         self._glanced: float | None = None
@@ -232,6 +233,7 @@ class Scanner:
         self._looks.forget_all_but(seen)
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
         self._oldest = min(self._first_seen.values(), default=None)
+        self._annotated = any(map(self._layout.is_annotations, self._names.prompts))
         self._named = {p: image for p, image in self._named.items() if p in seen}
 
     def hold(
@@ -354,6 +356,8 @@ class Scanner:
         return pairs
 
     def _picture_of(self, prompt: str) -> str | Ambiguous | None:
+        if self._layout.is_annotations(prompt):
+            return None
         image = self._named.get(prompt)
         return self._index.named(prompt, image) if image else self._index.find(prompt)
 
@@ -370,7 +374,7 @@ class Scanner:
 
     def _lone_pictures(self, spoken_for: set[str], now: float) -> Iterator[str]:
         policy, limit = self._manners.missing_prompt, self._manners.pair_timeout_s
-        if policy == "wait" and limit is None:
+        if (policy == "wait" and limit is None) or self._annotated:  # their prompts may be among the annotations
             return
         for picture in self._names.pictures - spoken_for:
             over = limit is None or self._over(limit, now - self._first_seen[picture], now)
@@ -386,6 +390,9 @@ class Scanner:
         lone_s = 0.0 if self._manners.once else self._manners.lone_s
         for prompt, found in self._paired():
             if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
+                continue
+            if self._layout.is_annotations(prompt):
+                ready.append(self._ready(prompt, None))
                 continue
             known = prompt in self._named
             fault = None if known else self._read_image(prompt)

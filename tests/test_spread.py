@@ -1,0 +1,225 @@
+"""An annotation file dropped into `in/`: one job for each of its pictures, each once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
+
+BOXED = '<box label="dog" xtl="10" ytl="10" xbr="50" ybr="40"/>'
+
+
+def xml(*images: tuple[str, str]) -> str:
+    """An export "CVAT for images 1.1" of 64×48 pictures: names, and what is drawn on each."""
+    drawn = "".join(
+        f'<image id="{n}" name="{name}" width="64" height="48">{shapes}</image>'
+        for n, (name, shapes) in enumerate(images)
+    )
+    return f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{drawn}</annotations>'
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Share:
+    return Share(tmp_path / "share")
+
+
+def picture(share: Share, name: str, folder: str = "input", seed: int = 0) -> None:
+    path = getattr(share.layout, folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture_bytes(seed=seed))
+
+
+def test_one_job_for_each_picture_and_the_file_itself_goes_to_done(share: Share) -> None:
+    for name in ("a.jpg", "cam1/b.jpg", "cam1/c.jpg"):
+        picture(share, name)
+    share.drop("annotations.xml", xml(("a.jpg", BOXED), ("cam1/b.jpg", BOXED * 2), ("cam1/c.jpg", "")))
+    counts = share.run_once()
+    assert (counts.answered, counts.rejected) == (2, 0)
+    assert share.tree("output") == ["a.annotations.mask.png", "cam1/b.annotations.mask.png"]
+    assert share.tree("done") == [
+        "a.annotations.json",
+        "a.jpg",
+        "annotations.xml",
+        "cam1/b.annotations.json",
+        "cam1/b.jpg",
+    ]
+    assert share.tree("input") == ["cam1/c.jpg"], "nothing was asked of it"
+    assert share.tree("work") == []
+
+
+@pytest.mark.parametrize(
+    ("where", "dropped", "named"),
+    [
+        ("cam1/dog.jpg", "cam1/annotations.xml", "dog.jpg"),
+        ("cam1/dog.jpg", "cam1/annotations.xml", "cam1/dog.jpg"),
+        ("cam1/dog.jpg", "annotations.xml", "in/cam1/dog.jpg"),
+        ("cam1/dog.jpg", "annotations.xml", "done/cam1/dog.jpg"),
+        ("cam1/dog.jpg", "cam1/annotations.xml", "elsewhere/dog.jpg"),
+        ("dog.jpg", "annotations.xml", "some/export/dog.jpg"),
+    ],
+)
+def test_a_picture_is_found_by_its_name_below_in_with_and_without_folders(
+    share: Share, where: str, dropped: str, named: str
+) -> None:
+    picture(share, where)
+    share.drop(dropped, xml((named, BOXED)))
+    assert share.run_once().answered == 1
+    assert share.tree("output") == [where.replace(".jpg", ".annotations.mask.png")]
+
+
+def test_pictures_of_a_task_lie_in_done_already_and_are_found_there(share: Share) -> None:
+    """The round trip: what CVAT knows as done/cam1/dog.jpg is asked about again."""
+    share.pair("cam1/dog")
+    share.run_once()
+    share.drop("annotations.xml", xml(("done/cam1/dog.jpg", BOXED)))
+    assert share.run_once().answered == 1
+    assert share.tree("done") == ["annotations.xml", "cam1/dog.annotations.json", "cam1/dog.jpg", "cam1/dog.json"]
+
+
+def test_a_later_picture_of_the_same_name_does_not_pass_for_the_one_that_is_named(share: Share) -> None:
+    for seed in (1, 2):
+        share.pair("dog", seed=seed)
+        share.run_once()
+    assert "dog~2.jpg" in share.tree("done")
+    share.drop("annotations.xml", xml(("done/dog.jpg", BOXED)))
+    assert share.run_once().answered == 0
+    assert "image_sha256" in share.error("dog.annotations")["reason"]
+    share.drop("second.xml", xml(("done/dog~2.jpg", BOXED)))
+    assert share.run_once().answered == 1
+
+
+def test_prompts_that_lie_there_are_not_overwritten(share: Share) -> None:
+    share.pair("dog")
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+    assert share.run_once().answered == 2
+    assert share.tree("output") == ["dog.annotations.mask.png", "dog.mask.png"]
+
+
+def test_pictures_of_one_stem_get_a_prompt_each(share: Share) -> None:
+    picture(share, "dog.jpg")
+    share.drop("dog.png", picture_bytes(".png"))
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED), ("dog.png", BOXED)))
+    assert share.run_once().answered == 2
+    assert len(share.tree("output")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<annotations><version>1.1</version>", "XML"),
+        (xml(("dog.jpg", "")), "no box and no points"),
+        (xml(("../dog.jpg", BOXED)), "picture's name"),
+        (xml((".hidden/dog.jpg", BOXED)), "picture's name"),
+        (xml(("frame_000001", BOXED)), "ending"),
+        ("<annotation><folder>voc</folder></annotation>", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_not_understood_is_refused_whole_with_its_reason(share: Share, text: str, reason: str) -> None:
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", text)
+    counts = share.run_once()
+    assert (counts.answered, counts.rejected) == (0, 1)
+    assert share.tree("failed") == ["annotations.error.json", "annotations.xml"]
+    error = share.error("annotations")
+    assert reason in error["reason"]
+    assert error["remedy"]
+    assert share.tree("input") == ["dog.jpg"], "no prompt of it has come out"
+    assert share.tree("work") == []
+
+
+def test_a_box_that_does_not_fit_refuses_its_own_picture_only(share: Share) -> None:
+    picture(share, "a.jpg")
+    picture(share, "b.jpg")
+    far = '<box label="dog" xtl="10" ytl="10" xbr="500" ybr="40"/>'
+    share.drop("annotations.xml", xml(("a.jpg", far), ("b.jpg", BOXED)))
+    counts = share.run_once()
+    assert (counts.answered, counts.rejected) == (1, 1)
+    assert "outside the picture" in share.error("a.annotations")["reason"]
+
+
+def test_a_file_in_the_place_of_a_folder_does_not_stop_the_others(share: Share) -> None:
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", xml(("dog.jpg/cat.jpg", BOXED), ("dog.jpg", BOXED)))
+    assert share.run_once().answered == 1
+    assert share.tree("input") == ["cat.annotations.json"], "it waits for its picture"
+
+
+def test_a_picture_without_prompt_waits_for_the_annotations_that_lie_there(share: Share) -> None:
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+    assert share.run_once(missing_prompt="reject").rejected == 0
+    assert share.tree("output") == ["dog.annotations.mask.png"]
+
+
+def test_a_watching_daemon_spreads_annotations_before_their_pictures_come(share: Share) -> None:
+    with Daemon(share, quiet_s=0.05, rescan_s=0.2):
+        share.move_in("annotations.xml", xml(("cam1/dog.jpg", BOXED)))
+        wait_until(lambda: share.tree("input") == ["cam1/dog.annotations.json"])
+        picture(share, "cam1/dog.jpg")
+        wait_until(lambda: share.tree("output") == ["cam1/dog.annotations.mask.png"])
+    assert share.tree("input") == []
+
+
+def test_a_full_disk_while_prompts_are_written_loses_and_doubles_none(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{n}.jpg" for n in range(8)]
+    for name in names:
+        picture(share, name)
+    share.drop("annotations.xml", xml(*((name, BOXED) for name in names)))
+    really, left = os.rename, iter([None] * 12)
+
+    def rename(*args: object, **more: object) -> None:
+        if next(left, OSError) is not OSError:
+            return really(*args, **more)  # type: ignore[arg-type]
+        monkeypatch.setattr(os, "rename", really)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", rename)
+    counts = share.run_once(rescan_s=0.1)
+    assert (counts.answered, counts.rejected) == (8, 0)
+    assert share.tree("output") == [f"{n}.annotations.mask.png" for n in range(8)]
+
+
+def test_waikatos_folders_leave_xml_alone(share: Share) -> None:
+    share.layout = type(share.layout)(**{**share.layout.__dict__, "annotation_endings": frozenset()})
+    share.pair("dog", prompt=BOX)
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+    assert share.run_once().answered == 1
+    assert share.tree("input") == ["annotations.xml"]
+
+
+def test_the_same_file_dropped_again_replaces_its_answers(share: Share) -> None:
+    picture(share, "dog.jpg")
+    for _ in range(2):
+        share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+        assert share.run_once().answered == 1
+    assert share.tree("output") == ["dog.annotations.mask.png"]
+
+
+@pytest.mark.parametrize("length", [200, 240, 251])
+def test_long_names_are_cut_and_stay_apart(share: Share, length: int) -> None:
+    names = ["a" * (length - 1) + end for end in "xy"]
+    for name in names:
+        picture(share, f"{name}.jpg")
+    share.drop("annotations.xml", xml(*((f"{name}.jpg", BOXED) for name in names)))
+    assert share.run_once().answered == 2
+    assert len(share.tree("output")) == 2
+
+
+def test_labels_and_negative_points_reach_the_prompt(share: Share) -> None:
+    picture(share, "dog.jpg")
+    shapes = (
+        '<box label="dog" xtl="10" ytl="10" xbr="50" ybr="40" group_id="1"/>'
+        '<points label="negative" points="12.5,12.5;14,14" group_id="1"/>'
+    )
+    share.drop("annotations.xml", xml(("dog.jpg", shapes)))
+    share.run_once()
+    prompt = json.loads((share.layout.done / "dog.annotations.json").read_text())
+    assert [o["label"] for o in prompt["objects"]] == ["dog"]
+    assert [p["label"] for p in prompt["objects"][0]["points"]] == [0, 0]
