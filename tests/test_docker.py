@@ -48,8 +48,8 @@ def interpolated(value: Any, given: dict[str, str]) -> Any:
     return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: given.get(m[1]) or m[2], value)
 
 
-def compose(**given: str) -> Any:
-    return interpolated(yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text()), given)
+def compose(name: str = "compose.yaml", **given: str) -> Any:
+    return interpolated(yaml.safe_load((ROOT / "docker" / name).read_text()), given)
 
 
 # ── Dockerfiles ──
@@ -179,6 +179,28 @@ def test_its_variables_are_settings_and_watch_what_is_mounted(service: str) -> N
     made = settings.load(None, env=compose(SAM_POLL_FORMATS="mask,cvat")["services"][service]["environment"])
     assert made.formats == ("mask", "cvat")
     assert made.device == ("cpu" if service == "sam-poll-cpu" else "cuda:0")
+    assert str(made.folders.input) == "/mnt/share/in"
+
+
+OVERRIDE = "docker-compose.cvat.override.yml"
+READERS = ["server", *(f"worker_{kind}" for kind in ("import", "export", "annotation", "chunks"))]
+
+
+def test_cvat_reads_the_share_and_sam_poll_works_on_the_same_one() -> None:
+    made = compose(OVERRIDE, SHARE="/data/share")
+    assert set(made["services"]) == {"sam_poll", *(f"cvat_{reader}" for reader in READERS)}
+    for reader in READERS:
+        assert made["services"][f"cvat_{reader}"] == {"volumes": ["cvat_share:/home/django/share:ro"]}
+    assert made["volumes"]["cvat_share"] == {"driver_opts": {"type": "none", "device": "/data/share", "o": "bind"}}
+    service = made["services"]["sam_poll"]
+    assert service["volumes"] == ["cvat_share:/mnt/share", "sam_poll_models:/cache"]
+    assert service["image"] in {s["image"] for s in compose()["services"].values()}
+    assert int(service["stop_grace_period"].removesuffix("s")) > Sizes().drain_s
+
+
+def test_the_daemon_beside_cvat_writes_what_cvat_imports() -> None:
+    made = settings.load(None, env=compose(OVERRIDE)["services"]["sam_poll"]["environment"])
+    assert "cvat" in made.formats
     assert str(made.folders.input) == "/mnt/share/in"
 
 
