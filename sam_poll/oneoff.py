@@ -13,7 +13,9 @@ from pathlib import Path
 
 from sam_poll import images, prompts
 from sam_poll import settings as settings_
-from sam_poll.doors.layout import walk
+from sam_poll.annotations import Annotated, cvat_xml, files
+from sam_poll.annotations.reading import image_place
+from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
 from sam_poll.types import Box, Everything, Job, Point, Prompt
@@ -117,15 +119,19 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
             names = sorted(name for name, entry in walk(path) if not is_temporary(entry.name))
             index = Index(n for n in names if images.is_picture(n))
             for name in names:
-                if images.is_picture(name) or _is_prompt(name):
+                if _is_annotations(name):
+                    yield _annotations(path / name)
+                elif images.is_picture(name) or _is_prompt(name):
                     yield _look(path / name, _partner(path, name, index))
         elif path.suffix.lower() in (".yaml", ".yml"):
             yield _settings(path)
+        elif _is_annotations(path.name):
+            yield _annotations(path)
         elif images.is_picture(path.name) or _is_prompt(path.name):
             beside = [p.name for p in path.parent.iterdir() if images.is_picture(p.name)] if path.exists() else []
             yield _look(path, _partner(path.parent, path.name, Index(beside)))
         else:
-            kinds = "a prompt (.json, .prompt), a picture, a settings file (.yaml) or a folder"
+            kinds = "a prompt (.json, .prompt), CVAT's .xml, a picture, a settings file (.yaml) or a folder"
             yield Finding(
                 path, InputError("cannot be checked" if path.exists() else "is not there", remedy=f"give {kinds}")
             )
@@ -133,6 +139,33 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
 
 def _is_prompt(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PROMPT_ENDINGS
+
+
+def _is_annotations(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in ANNOTATION_ENDINGS
+
+
+def _annotations(path: Path) -> Finding:
+    """Whether all its pictures would get a prompt file; each with the prompt that it would be."""
+    try:
+        for annotated in cvat_xml.read(path.read_bytes()):
+            if files.asks(annotated):
+                _check_asked(annotated, prompts.parse(files.prompt_file(annotated, os.path.basename(annotated.name))))
+    except OSError as error:
+        return Finding(path, InputError(f"cannot be read: {error.strerror}"))
+    except SamPollError as error:
+        return Finding(path, error)
+    return Finding(path)
+
+
+def _check_asked(annotated: Annotated, read: prompts.PromptFile) -> None:
+    if annotated.size is None or isinstance(read.prompts, Everything):
+        return
+    try:
+        prompts.fit(read.prompts, annotated.size)
+    except PromptError as error:
+        error.place = f"{image_place(annotated.name)}, {error.place}"
+        raise
 
 
 def _partner(folder: Path, name: str, index: Index) -> Path | None:

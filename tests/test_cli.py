@@ -21,6 +21,7 @@ from sam_poll.doors.scan import Manners
 from sam_poll.errors import DeviceError, ExitCode
 from sam_poll.health import Signs
 from tests.conftest import BOX, Share, picture_bytes, wait_until
+from tests.test_spread import BOXED, xml
 
 ROOT = Path(__file__).parent.parent
 
@@ -287,6 +288,16 @@ def test_check_passes_what_is_right_and_names_what_is_wrong(share: Share, tmp_pa
     assert "outside.json" in run.out
     assert "broken.prompt" in run.out
     assert "3 fine, 2 wrong" in run.text
+
+
+def test_check_looks_into_annotations_as_the_folder_would(share: Share, tmp_path: Path) -> None:
+    share.drop("fine.xml", xml(("dog.jpg", BOXED)))
+    share.drop("cam1/far.xml", xml(("a.jpg", BOXED), ("cat.jpg", BOXED.replace("50", "500"))))
+    run = Run("check", share.layout.input)
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "1 fine, 1 wrong" in run.err
+    assert "cam1/far.xml" in run.out
+    assert 'image "cat.jpg", box.x1' in run.out
 
 
 def test_check_of_settings_ends_with_78(tmp_path: Path) -> None:
