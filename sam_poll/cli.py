@@ -39,7 +39,7 @@ Model = Annotated[str | None, typer.Option("-m", "--model", help="A catalogue na
 ModelCfg = Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")]
 Formats = Annotated[
-    list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat; may be repeated.")
+    list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat, coco, yolo; may be repeated.")
 ]
 
 
@@ -242,21 +242,25 @@ def retry(
 def merge(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder the answers lie in.")],
     target: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    format: Annotated[str, typer.Option("--format", help="cvat.")] = "cvat",
+    format: Annotated[str, typer.Option("--format", help="cvat, coco or yolo (a ZIP).")] = "cvat",
 ) -> None:
     """Join the answers of many pictures into one file for a CVAT task."""
+    from sam_poll import formats
     from sam_poll.doors.layout import walk
-    from sam_poll.formats.merge import merge_cvat
     from sam_poll.fs import write_whole
 
-    if format != "cvat":
-        raise UsageError(f"there is no format `{format}` to merge", place="--format", remedy="cvat")
+    if format not in formats.MERGES:
+        raise UsageError(
+            f"there is no format `{format}` to merge", place="--format", remedy=", ".join(sorted(formats.MERGES))
+        )
+    endings, _ = formats.MERGES[format]
     if not output.is_dir():
         raise UsageError("there is no such folder", place=str(output))
-    names = sorted(name for name, _ in walk(output) if name.endswith(".cvat.xml"))
+    names = sorted(name for name, _ in walk(output) if name.endswith(endings))
     if not names:
-        raise UsageError("no .cvat.xml files", place=str(output), remedy="add `cvat` to `formats` and answer again")
-    body = merge_cvat((name, (output / name).read_bytes()) for name in names)
+        remedy = f"add `{format}` to `formats` and answer again"
+        raise UsageError(f"no {' and '.join(endings)} files", place=str(output), remedy=remedy)
+    body = b"".join(formats.merged(format, ((name, (output / name).read_bytes()) for name in names)))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, body)
     typer.echo(f"{len(names)} files joined into {target}", err=True)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from sam_poll import formats as formats_
 from sam_poll import prompts
 from sam_poll.complaints import Complaint, Loc, complaints, nearest, place, quoted, refuse
 from sam_poll.errors import SettingsError
@@ -166,6 +167,8 @@ class Settings(_Group):
     mask: Literal["instances", "per-object"] = Field(
         default="instances", description="one mask file for all objects, or one each"
     )
+    cvat: formats_.CvatForm = Field(default="mask", description="what the format `cvat` writes of an object")
+    coco: formats_.CocoForm = Field(default="rle", description="what the format `coco` writes of an object")
     missing_prompt: Literal["wait", "everything", "reject"] = Field(
         default="wait", description="a picture whose prompt is missing"
     )

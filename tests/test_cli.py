@@ -390,6 +390,24 @@ def test_merge_joins_the_cvat_files_of_a_folder(share: Share, tmp_path: Path) ->
     assert 'name="done/cam1/a.jpg"' in text
 
 
+def test_merge_makes_one_file_of_each_format_that_can_be_merged(share: Share, tmp_path: Path) -> None:
+    share.pair("cam1/a")
+    share.pair("cam2/b")
+    watch_once(share, "-f", "cvat", "-f", "coco", "-f", "yolo")
+    for kind, start in (("cvat", b"<?xml"), ("coco", b"{"), ("yolo", b"PK")):
+        target = tmp_path / f"task.{kind}"
+        assert Run("merge", share.layout.output, "--format", kind, "-o", target).code == ExitCode.OK
+        assert target.read_bytes().startswith(start)
+
+
+def test_merge_names_the_format_that_is_missing(share: Share, tmp_path: Path) -> None:
+    share.pair("a")
+    watch_once(share, "-f", "cvat")
+    run = Run("merge", share.layout.output, "--format", "coco", "-o", tmp_path / "x.json")
+    assert run.code == ExitCode.USAGE
+    assert "add `coco` to `formats`" in run.err
+
+
 def test_merge_without_anything_to_merge_or_in_an_unknown_format_ends_with_2(share: Share, tmp_path: Path) -> None:
     assert Run("merge", share.layout.input, "-o", tmp_path / "x.xml").code == ExitCode.USAGE
     assert Run("merge", share.layout.input, "--format", "voc", "-o", tmp_path / "x.xml").code == ExitCode.USAGE

@@ -17,7 +17,14 @@ from sam_poll.types import Box, Point, Prompt, Result, Size
 from tests.made_results import disc, grey_picture, rectangle, result_of
 
 SIZE = Size(120, 90)
-SUFFIXES = {"mask": ".mask.png", "opex": ".opex.json", "overlay": ".overlay.jpg", "cvat": ".cvat.xml"}
+SUFFIXES = {
+    "mask": [".mask.png"],
+    "opex": [".opex.json"],
+    "overlay": [".overlay.jpg"],
+    "cvat": [".cvat.xml"],
+    "coco": [".coco.json"],
+    "yolo": [".yolo.txt", ".yolo.yaml"],
+}
 
 
 def full_result(**kwargs: object) -> Result:
@@ -31,10 +38,11 @@ class TestEveryFormat:
     """What holds for every name in the registry."""
 
     def test_it_writes_a_file_with_its_own_ending(self, name: str) -> None:
-        (document,) = formats.load([name], FormatOptions())[0](full_result())
-        assert document.suffix == SUFFIXES[name]
-        assert document.body
-        assert "/" in document.media_type
+        documents = formats.load([name], FormatOptions())[0](full_result())
+        assert [document.suffix for document in documents] == SUFFIXES[name]
+        for document in documents:
+            assert document.body
+            assert "/" in document.media_type
 
     def test_the_same_result_gives_the_same_bytes(self, name: str) -> None:
         first, second = (formats.load([name], FormatOptions())[0](full_result()) for _ in range(2))
@@ -79,7 +87,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 def test_an_unknown_name_near_to_none_is_refused_with_all() -> None:
-    with pytest.raises(SettingsError, match="cvat, mask, opex, overlay"):
+    with pytest.raises(SettingsError, match="coco, cvat, mask, opex, overlay, yolo"):
         formats.load(["zzz"], FormatOptions())
 
 
@@ -87,7 +95,8 @@ def test_an_unknown_name_near_to_none_is_refused_with_all() -> None:
     ("options", "place"),
     [
         ({"mask": "per_object"}, "mask"),
-        ({"cvat": "polygon"}, "cvat"),
+        ({"cvat": "polygons"}, "cvat"),
+        ({"coco": "mask"}, "coco"),
         ({"tolerance_px": -1}, "tolerance_px"),
         ({"tolerance_px": math.nan}, "tolerance_px"),
         ({"min_area_px": math.inf}, "min_area_px"),
@@ -108,6 +117,8 @@ def test_a_score_in_a_file_is_an_iou_or_absent(score: float, published: float | 
 
 
 def test_asking_for_the_names_imports_neither_opencv_nor_torch() -> None:
-    code = "import sys, sam_poll.formats as f; f.names(); print({'cv2', 'torch', 'PIL'} & set(sys.modules))"
+    code = (
+        "import sys, sam_poll.formats as f; f.names(); print({'cv2', 'torch', 'PIL', 'pycocotools'} & set(sys.modules))"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"

@@ -1,8 +1,10 @@
-"""CVAT annotations, `.cvat.xml`: what CVAT imports as `CVAT 1.1`, masks as run lengths, holes and all.
+"""CVAT annotations, `.cvat.xml`: what CVAT imports as `CVAT 1.1`, masks as run lengths, holes and all; or polygons.
 
 Each object is one `<mask>` with `source="auto"` and its predicted IoU as attribute `score` (CVAT keeps it only where
 the label has a number attribute of that name). Images are named as CVAT knows them, relative to the share. `z_order` is
 0 except for an object whose box meets a larger one's: it lies one layer above, so that the smaller stays on top.
+`cvat: polygon` writes a `<polygon>` for each part instead, without its holes, which CVAT's polygons cannot have; the
+parts of one object share a `group_id`, by which CVAT's exports make one instance of them.
 
 What can still go wrong here: CVAT refuses a file whose labels or images are not in the task, and importing replaces the
 task's annotations. XML cannot hold most control characters nor lone surrogates: they become U+FFFD, and a picture so
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from sam_poll.formats import FormatOptions, paint_order, published_score
+from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Bitmap, Document, Format, Mask, Result
 
 SUFFIX = ".cvat.xml"
@@ -29,19 +33,26 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 def make(options: FormatOptions) -> Format:
     """The format `cvat`."""
-    return masks_xml
+    find = partial(outlines, tolerance_px=options.tolerance_px, min_area_px=options.min_area_px)
+    return partial(annotations_xml, find=find if options.cvat == "polygon" else None)
 
 
-def masks_xml(result: Result) -> Sequence[Document]:
-    """One XML with one `<image>`; empty masks are left out."""
+def annotations_xml(result: Result, find: Callable[[Mask], list[Polygon]] | None = None) -> Sequence[Document]:
+    """One XML with one `<image>`; empty masks are left out. `find` makes polygons of a mask; None: masks stay masks."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = VERSION
     image = ET.SubElement(root, "image", id="0", name=xml_safe(result.name))
     image.attrib |= {"width": str(result.size.width), "height": str(result.size.height)}
     layers = z_orders(result.masks)
+    group = 0
     for mask, layer in zip(result.masks, layers, strict=True):
-        if mask.pixels.size:
-            image.append(_element(mask, layer))
+        parts = find(mask) if find else []
+        if len(parts) > 1:
+            group += 1
+        if find:
+            image.extend(_polygons(mask, layer, parts, group))
+        elif mask.pixels.size:
+            image.append(_mask(mask, layer))
     ET.indent(root)
     body = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
     return [Document(SUFFIX, "application/xml", body)]
@@ -96,17 +107,27 @@ def _meets(boxes: npt.NDArray[np.int64], box: npt.NDArray[np.int64]) -> npt.NDAr
     return np.asarray((starts < ends).all(axis=1), np.bool_)
 
 
-def _element(mask: Mask, layer: int) -> ET.Element:
+def _mask(mask: Mask, layer: int) -> ET.Element:
     height, width = mask.pixels.shape
-    element = ET.Element("mask", label=xml_safe(mask.label), source="auto", occluded="0")
-    element.attrib |= {
+    shape = {
         "rle": ", ".join(map(str, run_lengths(mask.pixels))),
         "left": str(mask.left),
         "top": str(mask.top),
         "width": str(width),
         "height": str(height),
-        "z_order": str(layer),
     }
+    return _scored("mask", mask, shape | {"z_order": str(layer)})
+
+
+def _polygons(mask: Mask, layer: int, parts: Sequence[Polygon], group: int) -> Iterator[ET.Element]:
+    grouped = {"group_id": str(group)} if len(parts) > 1 else {}
+    for part in parts:
+        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in part.tolist())  # quarters of a pixel: two digits are exact
+        yield _scored("polygon", mask, {"points": points, "z_order": str(layer)} | grouped)
+
+
+def _scored(tag: str, mask: Mask, shape: dict[str, str]) -> ET.Element:
+    element = ET.Element(tag, {"label": xml_safe(mask.label), "source": "auto", "occluded": "0", **shape})
     score = published_score(mask.score)
     if score is not None:
         ET.SubElement(element, "attribute", name="score").text = str(score)
