@@ -379,6 +379,9 @@ class Fleet:
         member.answered += what == "answered"
         getattr(self.stats, what)(*arguments)
 
+    def _on_advance(self, member: _Member) -> None:
+        self.stats.advanced()
+
     def _on_alarm(self, member: _Member, kind: str, message: str | None) -> None:
         if message is not None:
             member.troubles.add(kind)

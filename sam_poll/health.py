@@ -188,9 +188,10 @@ class Monitor:
         return "stuck" not in self._signs.alarms
 
     def _look_at_jobs(self) -> None:
-        """Jobs move when there are none, when one has ended, and while their answers are tried again and again."""
+        """Jobs move when there are none, when one has ended or come a step further, and while their answers are tried
+        again and again."""
         now = self._signs.stats.now()
-        ended = now.answered + now.rejected + sum(now.released.values())
+        ended = now.answered + now.rejected + sum(now.released.values()) + now.advances
         if not now.at_work or ended != self._ended or "output" in self._signs.alarms:
             self._ended = ended
             self._jobs.beat()

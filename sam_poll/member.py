@@ -52,6 +52,9 @@ class FarStats(Stats):
     def released(self, code: str = "") -> None:
         self._wire.send("count", "released", (code,))
 
+    def advanced(self) -> None:
+        self._wire.send("advance")
+
 
 class FarAlarms(Alarms):
     """Alarms that are raised, logged and cleared on the other side."""

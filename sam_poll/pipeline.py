@@ -25,22 +25,14 @@ from pathlib import Path
 
 from loguru import logger
 
-from sam_poll import bytesof, geometry, images, prompts
+from sam_poll import bytesof, everything, geometry, images, prompts
 from sam_poll.alarms import Alarms
 from sam_poll.embeddings import Embeddings
 from sam_poll.errors import DeviceError, InputError, LostError, PictureError, SamPollError, UnfinishedError
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
-from sam_poll.tasks import Either, Task, log_answer, timed
-from sam_poll.types import (
-    Door,
-    Embedding,
-    Engine,
-    Everything,
-    Format,
-    Mask,
-    Result,
-)
+from sam_poll.tasks import Either, Hurried, Task, log_answer, result_of, timed
+from sam_poll.types import Door, Embedding, Engine, Everything, Format, Result
 
 _POLL_S = 0.1
 _IDLE_S = 1.0
@@ -104,7 +96,7 @@ class Pipeline:
         depth = sizes.decode_threads + sizes.queue + max(1, self._engine.batch) + sizes.finish_threads
         slots = threading.BoundedSemaphore(depth)
         self._depth = depth
-        device = threading.Thread(target=self._device_loop, name="device", daemon=True)
+        device = self._device = threading.Thread(target=self._device_loop, name="device", daemon=True)
         with (
             ThreadPoolExecutor(sizes.decode_threads, "decode") as self._decoders,
             ThreadPoolExecutor(sizes.finish_threads, "finish") as self._finishers,
@@ -195,6 +187,8 @@ class Pipeline:
     def _run_stage(self, stage: Callable[[Task], None], task: Task) -> None:
         try:
             stage(task)
+        except Hurried:
+            self._release(task)
         except LostError as error:
             self._lost(task, error)
         except UnfinishedError as error:
@@ -231,12 +225,6 @@ class Pipeline:
         job = task.job
         if job.fault:
             raise job.fault
-        if isinstance(job.prompts, Everything):
-            raise InputError(
-                "segmenting everything without a prompt is not available yet",
-                place="everything",
-                remedy="give points or boxes",
-            )
         with timed(task, "decode"):
             data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
             self._unread = 0
@@ -250,22 +238,24 @@ class Pipeline:
                 if isinstance(job.picture, Path):
                     bytesof.check_unchanged(job.picture, seen)
             assert task.size is not None
-            task.prompts = prompts.fit(job.prompts, task.size)
+            if not isinstance(job.prompts, Everything):
+                task.prompts = prompts.fit(job.prompts, task.size)
         self._device_queue.put(task)
 
     def _look_at(self, task: Task, data: bytes) -> None:
         """Decode the picture and make it ready for the network; unless it is known, and nobody draws on it."""
         info, sizes = self._engine.info, self._sizes
         task.key = images.digest_of(data), info.side
-        kept = None if sizes.pixels else self._embeddings.get(task.key)
+        kept = None if sizes.pixels or task.crops else self._embeddings.get(task.key)
         if kept:
             task.embedding, task.size, task.notes = kept.embedding, kept.embedding.frame.size, kept.notes
             return
-        picture = images.decode_for(data, info, cover=sizes.cover, max_pixels=sizes.max_pixels, digest=task.key[0])
+        cover = max(sizes.cover, info.side << task.crops if task.crops else 0)
+        picture = images.decode_for(data, info, cover=cover, max_pixels=sizes.max_pixels, digest=task.key[0])
         task.size, task.notes = picture.size, picture.notes
         task.prepared = self._engine.prepare(picture)
         task.key = picture.digest, task.prepared.frame.side
-        task.picture = picture if sizes.pixels else None
+        task.picture = picture if sizes.pixels or task.crops else None
 
     def _device_loop(self) -> None:
         while True:
@@ -340,33 +330,41 @@ class Pipeline:
                     (embedding,) = self._engine.encode([task.prepared])
                 self._keep(task, embedding)
             with timed(task, "predict"):
-                task.logits = self._engine.decode(embedding, task.prompts)
+                self._ask(task, embedding)
             # The side is the embedding's: the step may have changed since it was made.
             task.info = replace(self._engine.info, side=embedding.frame.side)
         except DeviceError as error:
             self._fail(error, [task])
             return
         task.prepared = task.embedding = None
+        task.picture = task.picture if self._sizes.pixels else None
         self._finishers.submit(self._guarded, self._finish, task)
 
+    def _ask(self, task: Task, embedding: Embedding) -> None:
+        asked = task.job.prompts
+        if isinstance(asked, Everything):
+            task.found = everything.segment(self._engine, embedding, asked, picture=task.picture, between=self._breathe)
+        else:
+            task.logits = self._engine.decode(embedding, task.prompts)
+
+    def _breathe(self) -> None:
+        """Between two steps of a long job: all can see that it moves, and it ends when it must. Hurried."""
+        if threading.current_thread() is self._device:
+            self._device_pulse.beat()
+        self.stats.advanced()
+        if self._hurry.is_set() or self._fatal:
+            raise Hurried
+
     def _finish(self, task: Task) -> None:
-        assert task.size is not None
-        assert task.info is not None
+        asked = task.job.prompts
         with timed(task, "masks"):
-            masks: list[Mask] = [
-                geometry.mask_of(logits, prompt.label) for logits, prompt in zip(task.logits, task.prompts, strict=True)
-            ]
-        result = Result(
-            job_id=task.job.id,
-            name=task.job.name,
-            size=task.size,
-            masks=tuple(masks),
-            prompts=task.prompts,
-            model=task.info,
-            picture=task.picture,
-            timings=task.timings,
-            notes=task.notes + tuple(n for p in task.prompts for n in p.notes),
-        )
+            if isinstance(asked, Everything):
+                masks = everything.masks(task.found, asked, between=self._breathe)
+            else:
+                pairs = zip(task.logits, task.prompts, strict=True)
+                masks = [geometry.mask_of(logits, prompt.label) for logits, prompt in pairs]
+        task.found = []
+        result = result_of(task, masks)
         with timed(task, "formats"):
             documents = [document for make in self._formats for document in make(result)]
         with timed(task, "deliver"):

@@ -24,6 +24,7 @@ class Snapshot:
 
     `reasons` and `released` count by the error's code ("" where a job went back without one). `durations` are answered
     jobs by `BUCKETS_S`, each bucket for itself, with one more for what took longer; `duration_s` is their sum.
+    `advances` are steps of long jobs that are at work.
     """
 
     answered: int
@@ -38,6 +39,7 @@ class Snapshot:
     released: dict[str, int] = field(default_factory=dict)
     durations: tuple[int, ...] = (0,) * (len(BUCKETS_S) + 1)
     duration_s: float = 0.0
+    advances: int = 0
 
 
 class Pulse:
@@ -62,7 +64,7 @@ class Stats:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._answered = self._rejected = self._objects = self._at_work = 0
+        self._answered = self._rejected = self._objects = self._at_work = self._advances = 0
         self._reasons: Counter[str] = Counter()
         self._released: Counter[str] = Counter()
         self._durations = [0] * (len(BUCKETS_S) + 1)
@@ -104,6 +106,11 @@ class Stats:
             self._at_work -= 1
             self._released[code] += 1
 
+    def advanced(self) -> None:
+        """A long job at work has come a step further."""
+        with self._lock:
+            self._advances += 1
+
     def now(self) -> Snapshot:
         """All numbers, consistent with each other."""
         with self._lock:
@@ -124,4 +131,5 @@ class Stats:
                 released=dict(self._released),
                 durations=tuple(self._durations),
                 duration_s=self._duration_s,
+                advances=self._advances,
             )

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from loguru import logger
 
 from sam_poll.embeddings import Key
 from sam_poll.fs import shown
-from sam_poll.types import Embedding, Job, Logits, ModelInfo, Picture, Prepared, Prompt, Result, Size
+from sam_poll.types import (
+    Candidate,
+    Embedding,
+    Everything,
+    Job,
+    Logits,
+    Mask,
+    ModelInfo,
+    Picture,
+    Prepared,
+    Prompt,
+    Result,
+    Size,
+)
+
+NOTHING_FOUND = "no mask reaches everything's iou, stability and min_area: lower them, or take a larger model"
 
 
 @dataclass(eq=False)
@@ -30,12 +45,42 @@ class Task:
     picture: Picture | None = None  # only as long as somebody will look at it
     prepared: Prepared | None = None
     embedding: Embedding | None = None
-    logits: list[Logits] = field(default_factory=list)
+    logits: list[Logits] = field(default_factory=list)  # one for each prompt
+    found: list[Candidate] = field(default_factory=list)  # where everything was asked for
     info: ModelInfo | None = None
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     left: bool = False  # on the device when it failed
     refused: bool = False  # it is to be rejected
+
+    @property
+    def crops(self) -> int:
+        """How many layers of crops are asked for, which are cut from the picture itself."""
+        return self.job.prompts.crops if isinstance(self.job.prompts, Everything) else 0
+
+
+class Hurried(Exception):  # noqa: N818  not an error: the run ends, and the job goes back
+    """The work on a job is broken off."""
+
+
+def result_of(task: Task, masks: Sequence[Mask]) -> Result:
+    """The answer, when all is known."""
+    assert task.size is not None
+    assert task.info is not None
+    notes = task.notes + tuple(note for prompt in task.prompts for note in prompt.notes)
+    if isinstance(task.job.prompts, Everything) and not masks:
+        notes += (NOTHING_FOUND,)
+    return Result(
+        job_id=task.job.id,
+        name=task.job.name,
+        size=task.size,
+        masks=tuple(masks),
+        prompts=task.prompts,
+        model=task.info,
+        picture=task.picture,
+        timings=task.timings,
+        notes=notes,
+    )
 
 
 class timed:  # noqa: N801  reads as a word in a `with`

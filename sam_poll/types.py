@@ -145,6 +145,35 @@ class Logits:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One of the many masks of everything mode, packed: what of its logits decides the mask, and nothing else
+    (`everything.pack`).
+
+    `box` encloses its set pixels at the picture's full resolution (whole numbers). `score` is the predicted IoU;
+    `stability` the IoU of the mask cut at logit 1 with the one cut at -1. `plane` is the decoder's low resolution, and
+    `crop` (left, top, width, height) the part of it where the mask lies. Of that crop `inside` are the signs, one bit a
+    pixel (numpy.packbits), `edge` the logits along the mask's edge, float32, row by row.
+    `size` is the whole picture's, and `corner` where the frame's picture lies in it: it may be a crop (`Everything.crops`).
+    """
+
+    box: Box
+    score: float
+    stability: float
+    frame: Frame
+    plane: Size
+    crop: tuple[int, int, int, int]
+    inside: npt.NDArray[np.uint8]
+    edge: Field
+    size: Size
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of main memory."""
+        return self.inside.nbytes + self.edge.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Mask:
     """One object's mask: a bool crop of its own bounding box at the picture's full resolution.
 
@@ -201,6 +230,7 @@ class Job:
 class Result:
     """The answer to a job: one mask for each prompt, in the prompts' order.
 
+    Where everything was asked for there are no prompts, and the masks come by predicted IoU, the best first.
     `prompts` are as used (clipped); `picture` is the decoded picture (for the overlay; maybe at reduced scale);
     `timings` are milliseconds by stage; `notes` say what a reader should know (a clipped box).
     """
@@ -248,7 +278,12 @@ class Door(Protocol):
 
 
 class Engine(Protocol):
-    """A network. `prepare` is called from any thread; `encode` and `decode` from the one device thread only."""
+    """A network. `prepare` is called from any thread, the other calls from the one device thread only.
+
+    `candidates` takes each of `points` (x, y in the picture's pixels) for a click on an object, and gives those of its
+    three masks whose predicted IoU and stability score reach `iou` and `stability`, in the points' order. A threshold
+    of 0 lets all pass that set a pixel.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
@@ -260,6 +295,9 @@ class Engine(Protocol):
     def prepare(self, picture: Picture) -> Prepared: ...
     def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]: ...
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]: ...
+    def candidates(
+        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
+    ) -> list[Candidate]: ...
     def relieve_by(self, let_go: Callable[[], bool]) -> None:
         """Register what gives up memory that is only held to be faster (kept embeddings) and returns whether there was
         any. It is called on the device thread when memory runs out, before anything is stepped down."""

@@ -106,10 +106,10 @@ def test_an_unreadable_prompt_without_picture_is_rejected_alone(share: Share) ->
     assert share.tree("failed") == ["dog.error.json", "dog.json"]
 
 
-def test_everything_is_refused_with_its_reason_for_now(share: Share) -> None:
-    share.pair("dog", prompt={"everything": True})
-    assert share.run_once().rejected == 1
-    assert "everything" in share.error("dog")["reason"]
+def test_everything_is_answered_with_a_mask_for_each_object(share: Share) -> None:
+    share.pair("dog", prompt={"everything": {"points_per_side": 4, "min_area": 0}})
+    assert share.run_once().objects == 4  # the fake engine finds one in each quarter
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
 
 
 def test_several_prompts_of_one_picture_share_one_embedding(share: Share) -> None:
@@ -256,12 +256,18 @@ def test_links_and_pipes_are_not_jobs(share: Share, tmp_path: Path) -> None:
     assert secret.exists()
 
 
-@pytest.mark.parametrize("policy", ["everything", "reject"])
-def test_a_picture_without_prompt_is_segmented_or_refused_when_asked_for(share: Share, policy: str) -> None:
+def test_a_picture_without_prompt_is_refused_when_asked_for(share: Share) -> None:
     share.drop("dog.jpg", picture_bytes())
-    assert share.run_once(missing_prompt=policy).rejected == 1
+    assert share.run_once(missing_prompt="reject").rejected == 1
     assert share.tree("failed") == ["dog.error.json", "dog.jpg"]
-    assert ("everything" if policy == "everything" else "no prompt") in share.error("dog")["reason"]
+    assert "no prompt" in share.error("dog")["reason"]
+
+
+def test_a_picture_without_prompt_is_segmented_when_asked_for(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    assert share.run_once(missing_prompt="everything").answered == 1
+    assert share.tree("done") == ["dog.jpg"]
+    assert share.tree("output") == ["dog.mask.png"]
 
 
 def test_after_the_pair_timeout_a_lone_picture_and_a_lone_prompt_are_refused(share: Share) -> None:

@@ -22,7 +22,7 @@ from sam_poll.engines.memory import Call, Plan, Step, chunked, fits
 from sam_poll.engines.meter import Meter, Reading
 from sam_poll.engines.needs import Key, Needs
 from sam_poll.errors import DeviceError, TooLargeError
-from sam_poll.types import Embedding, Engine, Logits, ModelInfo, Picture, Prepared, Prompt
+from sam_poll.types import Candidate, Embedding, Engine, Logits, ModelInfo, Picture, Prepared, Prompt
 
 T = TypeVar("T")
 
@@ -91,6 +91,13 @@ class AdaptiveEngine:
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
         count = max(map(len, prompt_groups(prompts)), default=0)
         return self._call("decode", count, lambda: self.engine.decode(embedding, prompts))
+
+    def candidates(
+        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
+    ) -> list[Candidate]:
+        return self._call(
+            "decode", len(points), lambda: self.engine.candidates(embedding, points, iou=iou, stability=stability)
+        )
 
     def relieve_by(self, let_go: Callable[[], bool]) -> None:
         self._let_go = let_go

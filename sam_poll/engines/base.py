@@ -23,13 +23,15 @@ from loguru import logger
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from sam_poll import everything
 from sam_poll.engines import cpu_linear
 from sam_poll.engines.chunks import chunks, prompt_groups
 from sam_poll.engines.faults import kind_of
 from sam_poll.engines.memory import Step
+from sam_poll.engines.sieve import sieved
 from sam_poll.errors import ModelError
 from sam_poll.geometry import to_network
-from sam_poll.types import Embedding, Frame, Logits, ModelInfo, Picture, Pixels, Prepared, Prompt, Size
+from sam_poll.types import Candidate, Embedding, Frame, Logits, ModelInfo, Picture, Pixels, Prepared, Prompt, Size
 
 Weights = Callable[[], dict[str, Tensor]]
 
@@ -166,6 +168,25 @@ class TorchEngine:
                 batch = self._prompt_batch([prompts[index] for index in chunk], features.frame)
                 found.update(zip(chunk, self._decode_chunk(features, batch, ambiguous), strict=True))
         return [found[index] for index in range(len(prompts))]
+
+    @torch.inference_mode()
+    def candidates(
+        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
+    ) -> list[Candidate]:
+        """Of the three masks of each point those that reach both thresholds; only they leave the device."""
+        self._make_current()
+        features = self._here(embedding)
+        found: list[Candidate] = []
+        for chunk in chunks(points, self.step.prompts_per_call):
+            places = self._coordinates(chunk, features.frame)[:, None]
+            labels = torch.ones((len(chunk), 1), dtype=torch.int32, device=self.device)
+            logits, scores = self._predict(features, PromptBatch(places, labels, None), many=True)
+            kept = sieved(logits.flatten(0, 1), scores.flatten(), features.frame, iou, stability)
+            planes, ious, stabilities = (tensor.cpu().numpy() for tensor in kept)
+            for plane, score, steady in zip(planes, ious.tolist(), stabilities.tolist(), strict=True):
+                if packed := everything.pack(plane, score, steady, features.frame):
+                    found.append(packed)
+        return found
 
     def relieve_by(self, let_go: Callable[[], bool]) -> None:
         """Out of memory is answered around it, by `AdaptiveEngine`."""
@@ -315,11 +336,15 @@ class TorchEngine:
         """n×2 in the network's pixels, on the device."""
         return torch.from_numpy(to_network(points, frame).astype(np.float32)).to(self.device)
 
-    def _decode_chunk(self, features: Features, prompts: PromptBatch, many: bool) -> Iterable[Logits]:
+    def _predict(self, features: Features, prompts: PromptBatch, many: bool) -> tuple[Tensor, Tensor]:
+        """Logits n×m×h×w and predicted IoU n×m; m is 3 if `many`, else 1."""
         pe = self._pe_for(features)
         sparse, dense = self._sparse(prompts)
         with self._autocast():
-            logits, iou = self._masks(features, pe, sparse, dense, many)
+            return self._masks(features, pe, sparse, dense, many)
+
+    def _decode_chunk(self, features: Features, prompts: PromptBatch, many: bool) -> Iterable[Logits]:
+        logits, iou = self._predict(features, prompts, many)
         best = iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)
         pixels = logits[rows, best].float().cpu().numpy()

@@ -17,9 +17,24 @@ import numpy.typing as npt
 
 from sam_poll.engines.chunks import prompt_groups
 from sam_poll.engines.memory import Step
-from sam_poll.types import Box, Embedding, Field, Frame, Logits, ModelInfo, Picture, Point, Prepared, Prompt, Size
+from sam_poll.everything import pack
+from sam_poll.types import (
+    Box,
+    Candidate,
+    Embedding,
+    Field,
+    Frame,
+    Logits,
+    ModelInfo,
+    Picture,
+    Point,
+    Prepared,
+    Prompt,
+    Size,
+)
 
 RADIUS = 1 / 8  # of a point's disc, in parts of the picture's shorter side
+STEEP = 32.0  # how much steeper than one a pixel the logits of everything mode run: their masks are stable
 HOLD_S = 60.0  # how long a held call waits at most: a test that forgot to let go must not hang
 
 
@@ -86,6 +101,20 @@ class FakeEngine:
         prompt_groups(prompts)
         return [Logits(drawn(prompt, frame), 0.9 if prompt.ambiguous else 0.95, frame) for prompt in prompts]
 
+    def candidates(
+        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
+    ) -> list[Candidate]:
+        """An ellipse in each quarter of the picture, found by every point in it."""
+        self._count("decode")
+        found = []
+        for box in (_quarter(point, embedding.frame.size) for point in points):
+            plane = drawn(Prompt(box=box), embedding.frame) * STEEP
+            steady = float((plane > 1).sum() / max(1, (plane > -1).sum()))
+            packed = pack(plane, 0.9, steady, embedding.frame)
+            if packed and iou <= 0.9 and stability <= steady:
+                found.append(packed)
+        return found
+
     def relieve_by(self, let_go: Callable[[], bool]) -> None:
         """Its memory never runs out by itself; `AdaptiveEngine` around it calls its own."""
 
@@ -119,6 +148,13 @@ def drawn(prompt: Prompt, frame: Frame) -> Field:
         disc = _disc(point, radius, x, y)
         shape = np.maximum(shape, disc) if point.label else np.minimum(shape, -disc)
     return np.clip(shape, -32, 32).astype(np.float32)
+
+
+def _quarter(point: tuple[float, float], size: Size) -> Box:
+    """The quarter of the picture that a point lies in, but for a rim."""
+    half = size.width / 2, size.height / 2
+    x, y = (length * (place >= length) for place, length in zip(point, half, strict=True))
+    return Box(x + half[0] / 10, y + half[1] / 10, x + half[0] * 0.9, y + half[1] * 0.9)
 
 
 def _ellipse(box: Box, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
