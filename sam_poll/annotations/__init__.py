@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from sam_poll.errors import PromptError
 from sam_poll.types import Box, Point, Prompt, Size
 
@@ -90,16 +93,17 @@ def objects(shapes: Sequence[Shape]) -> list[Asked]:
 
     Every box is an object; so are points that no box claims, all of one group together. Points belong to the box of
     their group; where it has several, to the one that they lie in. Negative points without a group belong to the only
-    object, or to the only box that they lie in. PromptError where that does not tell.
+    object, or to the only box that they lie in. PromptError where that does not tell, and for negative boxes: SAM knows
+    none.
     """
-    boxes = [shape for shape in shapes if shape.kind == "box"]
+    boxes = _Boxes([shape for shape in shapes if shape.kind == "box"])
     loose: dict[Any, list[Shape]] = {}
-    parts: dict[int, list[Shape]] = {index: [box] for index, box in enumerate(boxes)}
+    parts: list[list[Shape]] = [[box] for box in boxes.shapes]
     orphans: list[Shape] = []
     for number, shape in enumerate(shapes):
         if shape.kind == "box":
             continue
-        owner = _owner(shape, boxes)
+        owner = boxes.owner(shape)
         if owner is not None:
             parts[owner].append(shape)
         elif shape.group:
@@ -108,7 +112,7 @@ def objects(shapes: Sequence[Shape]) -> list[Asked]:
             orphans.append(shape)
         else:
             loose[-number - 1] = [shape]
-    made = [*parts.values(), *loose.values()]
+    made = [*parts, *loose.values()]
     for shape in orphans:
         _adopt(shape, boxes, parts, made)
     place = {id(shape): number for number, shape in enumerate(shapes)}
@@ -129,25 +133,48 @@ def with_negatives(shapes: Iterable[Shape], labels: Iterable[str]) -> list[Shape
     ]
 
 
-def _owner(shape: Shape, boxes: Sequence[Shape]) -> int | None:
-    """The box that points belong to by their group; None: there is none in it."""
-    if not shape.group:
-        return None
-    mates = [index for index, box in enumerate(boxes) if box.group == shape.group]
-    if len(mates) < 2:
-        return mates[0] if mates else None
-    inside = [index for index in mates if _inside(shape, boxes[index])]
-    if len(inside) != 1:
-        raise PromptError(
-            f"its {len(mates)} boxes do not tell whose the points are: they lie in {len(inside)} of them",
-            place=f"group {shape.group}",
-            remedy="group each box with its own points only",
-        )
-    return inside[0]
+class _Boxes:
+    """The boxes of one picture, to be asked what belongs to them. Thousands of boxes and points take no minutes."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.shapes = shapes
+        self._edges = np.array([[*shape.points[0], *shape.points[1]] for shape in shapes]).reshape(-1, 4)
+        groups: dict[int, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            if shape.negative:
+                raise PromptError(
+                    "a box cannot be negative", place=f"box {shape.label!r}", remedy="draw points where the object ends"
+                )
+            groups.setdefault(shape.group, []).append(index)
+        self._mates = {group: np.array(indices) for group, indices in groups.items() if group}
+
+    def owner(self, shape: Shape) -> int | None:
+        """The box that points belong to by their group; None: there is none in it."""
+        mates = self._mates.get(shape.group)
+        if mates is None or len(mates) < 2:
+            return None if mates is None else int(mates[0])
+        inside = mates[self._hold(shape, self._edges[mates])]
+        if len(inside) != 1:
+            raise PromptError(
+                f"its {len(mates)} boxes do not tell whose the points are: they lie in {len(inside)} of them",
+                place=f"group {shape.group}",
+                remedy="group each box with its own points only",
+            )
+        return int(inside[0])
+
+    def around(self, shape: Shape) -> list[int]:
+        """The boxes that all of the points lie in, edges included."""
+        return [int(index) for index in np.flatnonzero(self._hold(shape, self._edges))]
+
+    @staticmethod
+    def _hold(shape: Shape, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        points = np.array(shape.points)
+        holds = (edges[:, :2] <= points.min(axis=0)) & (points.max(axis=0) <= edges[:, 2:])
+        return np.asarray(holds.all(axis=1))
 
 
-def _adopt(shape: Shape, boxes: Sequence[Shape], parts: dict[int, list[Shape]], made: list[list[Shape]]) -> None:
-    inside = [index for index, box in enumerate(boxes) if _inside(shape, box)]
+def _adopt(shape: Shape, boxes: _Boxes, parts: list[list[Shape]], made: list[list[Shape]]) -> None:
+    inside = boxes.around(shape)
     if len(made) == 1:
         made[0].append(shape)
     elif len(inside) == 1:
@@ -158,11 +185,6 @@ def _adopt(shape: Shape, boxes: Sequence[Shape], parts: dict[int, list[Shape]], 
             place=f"points {shape.label!r}",
             remedy="group them with the box or the points of their object",
         )
-
-
-def _inside(shape: Shape, box: Shape) -> bool:
-    (x0, y0), (x1, y1) = box.points
-    return all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in shape.points)
 
 
 def _asked(group: Sequence[Shape]) -> Asked:

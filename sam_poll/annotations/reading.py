@@ -5,10 +5,12 @@ What can still go wrong here: the limits keep a file from taking the machine's m
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sam_poll.annotations import Annotated
 from sam_poll.complaints import show
@@ -31,7 +33,7 @@ def number(value: object, place: str) -> float:
         if len(value) > _MAX_DIGITS or not _NUMBER.fullmatch(value):
             raise PromptError(f"is not a number: it is {show(value)}", place=place, remedy=NUMBERS)
         found = float(value)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
         found = float(value) if abs(value) <= MAX_VALUE else math.inf  # a JSON number may be longer than any float
     else:
         raise PromptError(f"is not a number: it is {show(value)}", place=place, remedy=NUMBERS)
@@ -71,3 +73,23 @@ def each_once(annotated: Iterable[Annotated]) -> list[Annotated]:
             )
         names.add(picture.name)
     return pictures
+
+
+def load_json(data: bytes, lean: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """A JSON document; PromptError with the line for what is none. `lean` makes each object while it is read."""
+    place, remedy = "the JSON file", "export it again"
+    try:
+        return json.loads(data, object_pairs_hook=lean, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise PromptError(
+            f"is not JSON: {error.msg[:1].lower()}{error.msg[1:]}", place=f"line {error.lineno}", remedy=remedy
+        ) from None
+    except UnicodeDecodeError:
+        raise PromptError("is not UTF-8", place=place, remedy="save it as UTF-8") from None
+    except RecursionError:
+        raise PromptError("is nested deeper than any file of annotations", place=place, remedy=remedy) from None
+
+
+def _integer(text: str) -> int | float:
+    """Long ones as float, which has no limit of digits."""
+    return int(text) if len(text) <= 18 else float(text)
