@@ -39,6 +39,7 @@ from sam_poll.fleet import Fleet, Post
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.member import Equipment
 from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.predictor import Predictor
 from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
 
@@ -86,6 +87,8 @@ def formats_of(settings: Settings, names: Sequence[str] | None = None) -> list[F
         tolerance_px=settings.contours.tolerance_px,
         min_area_px=settings.contours.min_area_px,
         mask=settings.mask,
+        cvat=settings.cvat,
+        coco=settings.coco,
         overlay_max_side=settings.overlay.max_side,
     )
     return formats.load(names or settings.formats, options)
@@ -132,6 +135,12 @@ def engine_of(settings: Settings, *, model_type: str | None = None, device: str 
             compile=settings.compile,
             load_timeout_s=settings.load_timeout_s,
         )
+
+
+def predictor_of(settings: Settings) -> Predictor:
+    """The network the settings name, loaded, for callers that wait for each answer."""
+    limit = int(settings.limits.picture_mpx * 1_000_000)
+    return Predictor(engine_of(settings), cache_mib=settings.pipeline.cache_mib, max_pixels=limit)
 
 
 @contextmanager
