@@ -16,6 +16,8 @@ venv: $(STAMP) ## build .venv with torch, sam2 and the development tools
 
 # sam2 asks for torch while it builds: in an isolated build environment that would be a second full download, so it is
 # built without one. SAM2_BUILD_CUDA=0 leaves out its optional CUDA extension (hole filling), which we do not use.
+# datumaro asks for opencv-python-headless, which would overwrite opencv-python's files: it comes without what it asks for;
+# what its readers of CVAT and COCO need of that is in the extra `dev`. Where it is not to be had, its tests are skipped.
 $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sam_poll needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +27,7 @@ $(STAMP): pyproject.toml setup.py
 	@echo "installing sam2 and the rest …"
 	@SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation 'sam2>=1.1'
 	@PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-deps 'datumaro>=1.13' || echo "without datumaro: the tests that read with it are skipped"
 	@touch $(STAMP)
 
 demo: $(STAMP) ## run the main job on bundled pictures with the bundled small model

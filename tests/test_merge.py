@@ -14,7 +14,7 @@ from sam_poll.formats import FormatOptions
 from sam_poll.formats.cvat import make
 from sam_poll.formats.merge import merge_cvat, merged_cvat
 from sam_poll.types import Mask, Size
-from tests.made_results import rectangle, result_of
+from tests.made_results import mask_of, rectangle, result_of
 
 SIZE = Size(60, 40)
 
@@ -72,6 +72,46 @@ def test_every_attribute_of_a_mask_survives() -> None:
     before, after = (ET.fromstring(b) for b in (xml_of("a", "x", "y"), merge_cvat([("a", xml_of("a", "x", "y"))])))
     assert [m.attrib for m in before.iter("mask")] == [m.attrib for m in after.iter("mask")]
     assert [a.text for a in after.iter("attribute")] == ["0.9", "0.9"]
+
+
+def two_parts(name: str, *labels: str) -> bytes:
+    frame = np.zeros((SIZE.height, SIZE.width), bool)
+    frame[2:10, 2:10] = frame[20:30, 20:30] = True
+    masks = [mask_of(frame, label=label) for label in labels]
+    return make(FormatOptions(cvat="polygon"))(result_of(SIZE, masks, name=name))[0].body
+
+
+def groups(body: bytes) -> list[list[tuple[str, str | None]]]:
+    return [[(s.attrib["label"], s.get("group_id")) for s in image] for image in ET.fromstring(body).iter("image")]
+
+
+def test_groups_of_several_files_do_not_collide_within_an_image() -> None:
+    files = [
+        ("b", two_parts("done/dog.jpg", "ear", "paw")),
+        ("a", two_parts("done/dog.jpg", "tail")),
+        ("c", two_parts("done/other.jpg", "ear")),
+    ]
+    wanted = [
+        [("tail", "1"), ("tail", "1"), ("ear", "2"), ("ear", "2"), ("paw", "3"), ("paw", "3")],
+        [("ear", "1"), ("ear", "1")],
+    ]
+    for order in itertools.permutations(files):
+        assert groups(merge_cvat(order)) == wanted
+    once = merge_cvat(files)
+    assert merge_cvat([("once", once)]) == once
+
+
+def test_what_only_looks_like_a_group_is_left_as_it_is() -> None:
+    text = '<attribute name="note"> group_id="7" 1 </attribute>'
+    shape = '<polygon label="p" points="1,2;3,4;5,1" group_id="{}">{}</polygon>'
+    body = around(f'<image name="a" width="9" height="9">{shape.format(9, text)}{shape.format(0, text)}</image>')
+    merged = merge_cvat(
+        [("a", two_parts("a", "x").replace(b'width="60" height="40"', b'width="9" height="9"')), ("b", body)]
+    )
+    assert groups(merged) == [[("x", "1"), ("x", "1"), ("p", "2"), ("p", "0")]]
+    assert [a.text for a in ET.fromstring(merged).iter("attribute") if a.get("name") == "note"] == [
+        ' group_id="7" 1 '
+    ] * 2
 
 
 def test_other_shapes_of_cvat_go_through() -> None:

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, get_args
 
+import yaml
+
 from sam_poll.errors import InputError, SettingsError
 from sam_poll.types import Format, Mask, Result, Size
+from sam_poll.yaml_lines import scalar
 
 MaskForm = Literal["instances", "per-object"]
 CvatForm = Literal["mask", "polygon"]
@@ -126,6 +129,24 @@ def labels_of(result: Result) -> list[str]:
 def named(label: str) -> str:
     """A label as formats write it that cannot do without one."""
     return label or "object"
+
+
+def yaml_of(facts: Mapping[str, Any]) -> str:
+    """As YAML of which every reader makes the same: words that are numbers or truth values to some are quoted."""
+    return yaml.dump(facts, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+class _Quoting(yaml.SafeDumper):
+    """PyYAML quotes what YAML 1.1 takes for something else; this one also what YAML 1.2 does (`1e3`)."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # In double quotes whatever cannot be seen is escaped; in single ones an odd line end would become a space.
+    style = None if text.isprintable() and isinstance(scalar(text), str) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Quoting.add_representer(str, _quoted)
 
 
 def published_score(score: float) -> float | None:

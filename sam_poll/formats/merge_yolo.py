@@ -19,10 +19,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import TypeAlias
 
-import yaml
-
 from sam_poll.errors import InputError
-from sam_poll.formats import Documents, Gathered, gathered, size_of
+from sam_poll.formats import Documents, Gathered, gathered, size_of, yaml_of
 from sam_poll.types import Size
 from sam_poll.yaml_lines import NotYaml, read_yaml
 
@@ -84,8 +82,11 @@ def _facts(file: str, body: bytes) -> tuple[str, Size, dict[str, str]]:
     except InputError as error:
         raise InputError(error.reason, place=file) from None
     if not isinstance(names, dict) or not all(re.fullmatch("[0-9]{1,9}", number) for number in names):
-        raise InputError("`names` is not a list of classes by their numbers", place=file)
-    return name, size, {number: str(label) for number, label in names.items()}
+        raise InputError("`names` does not give classes by their numbers", place=file)
+    odd = next((number for number, label in names.items() if not isinstance(label, str) or not label), None)
+    if odd is not None:
+        raise InputError(f"the name of class {odd} is not a text", place=file)
+    return name, size, names
 
 
 def _fits(name: str) -> bool:
@@ -121,7 +122,7 @@ def _zipped(images: dict[str, Gathered[_Lines]], labels: list[str]) -> bytes:
     listed = "".join(f"images/train/{name}\n" for name in sorted(images))
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        _add(archive, "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1 << 20))
+        _add(archive, "data.yaml", yaml_of(data))
         _add(archive, "train.txt", listed)
         taken: dict[str, str] = {}
         for name in sorted(images):

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-import yaml
 
-from sam_poll.formats import FormatOptions, labels_of, named
+from sam_poll.formats import FormatOptions, labels_of, named, yaml_of
 from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Document, Format, Mask, Result, Size
 
@@ -45,10 +44,9 @@ def segments(result: Result, find: Callable[[Mask], list[Polygon]]) -> Sequence[
         "height": result.size.height,
         "names": dict(enumerate(labels)),
     }
-    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1 << 20)
     return [
         Document(SUFFIX, "text/plain", "".join(lines).encode()),
-        Document(FACTS_SUFFIX, "application/yaml", text.encode()),
+        Document(FACTS_SUFFIX, "application/yaml", yaml_of(facts).encode()),
     ]
 
 
