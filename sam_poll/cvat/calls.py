@@ -1,8 +1,9 @@
 """One request to a CVAT server: sent through `cvat_sdk`, answered, or told in one line why not.
 
 The SDK knows the paths, makes ourselves known and carries; its models are left out on both ways, because they refuse
-whatever a server of another version adds, and look at each of the millions of run lengths of a large task. Its own repetitions are switched
-off: reading is tried again here, with growing pauses; writing never is, because a failed write may have been done.
+whatever a server of another version adds, and look at each of the millions of run lengths of a large task. Its own
+repetitions are switched off: reading is tried again here, with growing pauses; writing never is, because a failed write
+may have been done.
 
 What can still go wrong here: a server that answers slowly but steadily has no limit, only one that falls silent. A
 proxy that answers in a server's place is not told from it.
@@ -44,6 +45,7 @@ _REMEDIES = {
     ExitCode.CVAT_NOT_FOUND: "look at the number; what lies in an organization needs --org",
     ExitCode.CVAT_CONFLICT: "wait until that has ended, and run the same command again",
     ExitCode.CVAT_SERVER: "look at the server's log, and run the same command again",
+    ExitCode.CVAT_REFUSED: "look at what it says; cvat-sdk should be of the server's version",
     ExitCode.CVAT_TIMEOUT: "run the same command again, or with a larger --timeout",
     ExitCode.CVAT_UNREACHABLE: "look at the address, and at the network",
 }

@@ -7,10 +7,12 @@ readers can use; that is said, not refused.
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from loguru import logger
 
@@ -35,7 +37,8 @@ class Credentials:
     def hidden(self, text: str) -> str:
         """The text without any of our secrets: a server may quote what it was sent."""
         for secret in (self.token, self.password):
-            text = text.replace(secret, "…") if secret else text
+            for form in (secret, json.dumps(secret)[1:-1], quote(secret), quote_plus(secret)) if secret else ():
+                text = text.replace(form, "…")
         return text
 
 
