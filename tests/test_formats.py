@@ -116,6 +116,16 @@ def test_a_score_in_a_file_is_an_iou_or_absent(score: float, published: float | 
     assert formats.published_score(score) == published
 
 
+def test_the_settings_say_what_cvat_and_coco_hold() -> None:
+    from sam_poll.app import formats_of
+    from sam_poll.settings import Settings
+
+    settings = Settings(formats=("cvat", "coco"), cvat="polygon", coco="polygon")
+    (cvat,), (coco,) = (make(full_result()) for make in formats_of(settings))
+    assert b"<polygon" in cvat.body
+    assert b'"segmentation": [[' in coco.body
+
+
 def test_asking_for_the_names_imports_neither_opencv_nor_torch() -> None:
     code = (
         "import sys, sam_poll.formats as f; f.names(); print({'cv2', 'torch', 'PIL', 'pycocotools'} & set(sys.modules))"

@@ -94,6 +94,43 @@ def test_an_empty_mask_has_no_flat_form() -> None:
         flat(mask_of(np.zeros((4, 4), bool)))
 
 
+def two_parts() -> np.ndarray:
+    frame = np.zeros((SIZE.height, SIZE.width), bool)
+    frame[2:8, 2:8] = frame[20:30, 20:40] = True
+    frame[24:28, 24:28] = False
+    return frame
+
+
+def test_polygons_are_the_outer_ones_of_each_part_and_parts_of_one_object_share_a_group() -> None:
+    masks = [
+        mask_of(two_parts(), label="a"),
+        rectangle(SIZE, 45, 5, 55, 15, label="b"),
+        mask_of(two_parts(), label="c"),
+    ]
+    (document,) = make(FormatOptions(cvat="polygon"))(result_of(SIZE, masks))
+    (image,) = ET.fromstring(document.body).findall("image")
+    assert [(s.tag, s.get("label"), s.get("group_id"), s.get("z_order")) for s in image] == [
+        ("polygon", "a", "1", "0"),
+        ("polygon", "a", "1", "0"),
+        ("polygon", "b", None, "0"),
+        ("polygon", "c", "2", "1"),
+        ("polygon", "c", "2", "1"),
+    ]
+    assert [a.text for a in image.iter("attribute")] == ["0.9"] * 5
+    assert {tuple(point.split(",")) for point in image[0].attrib["points"].split(";")} == {
+        (x, y) for x in ("20.25", "39.75") for y in ("20.25", "29.75")
+    }
+
+
+def test_polygons_too_small_to_write_make_no_shape_and_no_group() -> None:
+    frame = two_parts()
+    frame[0, 59] = True
+    masks = [rectangle(SIZE, 1, 1, 3, 3), mask_of(np.zeros((40, 60), bool)), mask_of(frame[:, 15:])]
+    (document,) = make(FormatOptions(cvat="polygon"))(result_of(SIZE, masks))
+    (shape,) = ET.fromstring(document.body).iter("polygon")
+    assert shape.get("group_id") is None
+
+
 def test_run_lengths_of_nothing_are_none() -> None:
     assert run_lengths(np.zeros((0, 0), bool)) == []
 

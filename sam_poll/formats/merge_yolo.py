@@ -19,6 +19,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import TypeAlias
 
+import numpy as np
+
 from sam_poll.errors import InputError
 from sam_poll.formats import Documents, Gathered, gathered, size_of, yaml_of
 from sam_poll.types import Size
@@ -27,7 +29,7 @@ from sam_poll.yaml_lines import NotYaml, read_yaml
 LINES, FACTS = ".yolo.txt", ".yolo.yaml"
 _Lines: TypeAlias = list[tuple[str, str]]  # a polygon's label, and its coordinates
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a ZIP can say
-_NUMBER = re.compile(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
+_NUMBERS = re.compile(r"[-+.0-9eE ]*")  # neither `nan` nor `1_0`, which Python takes for numbers
 
 
 def merged_yolo(documents: Documents) -> Iterator[bytes]:
@@ -110,10 +112,19 @@ def _lines(file: str, body: bytes, names: dict[str, str]) -> _Lines:
             raise InputError(f"class {words[0][:20]} is not among the names", place=where)
         if len(words) < 7 or len(words) % 2 == 0:
             raise InputError("is not a class and the x and y of three points or more", place=where)
-        if not all(_NUMBER.fullmatch(word) and float(word) <= 1 for word in words[1:]):
+        points = " ".join(words[1:])
+        if not _within(points, words[1:]):
             raise InputError("a coordinate is not a number within 0…1", place=where)
-        found.append((names[words[0]], " ".join(words[1:])))
+        found.append((names[words[0]], points))
     return found
+
+
+def _within(text: str, words: list[str]) -> bool:
+    try:
+        values = np.array(words, np.float64)
+    except ValueError:
+        return False
+    return bool(_NUMBERS.fullmatch(text) and values.min() >= 0 and values.max() <= 1)
 
 
 def _zipped(images: dict[str, Gathered[_Lines]], labels: list[str]) -> bytes:
