@@ -97,6 +97,7 @@ def predict(
         list[str] | None, typer.Option("--point", help="x,y or x,y,0 (background); may be repeated.")
     ] = None,
     box: Annotated[list[str] | None, typer.Option("--box", help="x0,y0,x1,y1; several are several objects.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="Segment all there is, without a prompt.")] = False,
     prompt: Annotated[Path | None, typer.Option("--prompt", help="A prompt file, for all the pictures.")] = None,
     label: Annotated[str, typer.Option("--label", help="The label of what --point and --box mark.")] = "object",
     config: Config = None,
@@ -106,12 +107,12 @@ def predict(
     format: Formats = None,
     log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> ExitCode:
-    """Answer some pictures once. Without --point, --box or --prompt, the prompt beside each picture is used."""
+    """Answer some pictures once. Without --point, --box, --everything or --prompt, the prompt beside each is used."""
     from sam_poll import console, oneoff
     from sam_poll import settings as settings_
 
     console.set_up_log("text", log_level.upper())
-    jobs = oneoff.jobs_for(pictures, oneoff.prompts_of_flags(point or [], box or [], label), prompt)
+    jobs = oneoff.jobs_for(pictures, oneoff.prompts_of_flags(point or [], box or [], label, everything), prompt)
     flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}
     flags["formats"] = format or (None if config else ["mask", "opex", "overlay"])
     settings = settings_.load(config, flags={k: v for k, v in flags.items() if v is not None})
@@ -123,7 +124,7 @@ def predict(
         rows[done.job_id] = [
             [done.name, str(n), m.label, f"{m.score:.2f}", f"{m.area:,}", f"{done.timings['total']:.0f}"]
             for n, m in enumerate(done.masks, 1)
-        ]
+        ] or [[done.name, "", "nothing found", "", "", f"{done.timings['total']:.0f}"]]
 
     def refused(job: Any, error: Any) -> None:
         error.place = f"{job.name}: {error.place}" if error.place and job.name not in error.place else job.name

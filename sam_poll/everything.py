@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import cv2
@@ -41,7 +41,9 @@ from sam_poll.types import (
 SAME_BOX = 0.7  # IoU of two boxes above which the lesser mask goes: box_nms_thresh and crop_nms_thresh of the libraries
 OVERLAP = 512 / 1500  # of crops, in parts of the picture's short side: crop_overlap_ratio of the libraries
 NEAR_PX = 20  # a mask that ends this close to a crop's edge is cut off by it: is_box_near_crop_edge of the libraries
-POINTS_A_CALL = 64  # points handed to the engine at once; between two calls there is time to breathe and to stop
+# Points handed to the engine at once; between two calls there is time to breathe and to stop. A CPU may need some
+# tenths of a second for each.
+POINTS_A_CALL, CPU_POINTS_A_CALL = 64, 16
 ROOM_BYTES = 256 << 20  # packed candidates, before those with the same box are sorted out early
 FAR = np.float32(32)  # a logit that is surely in, or out: what the networks clamp theirs to
 _REACH = 2  # pixels of the low resolution around an edge whose values matter when it is enlarged, twice if need be
@@ -94,9 +96,10 @@ def _of_one(engine: Engine, embedding: Embedding, asked: Everything, between: Ca
     """What is found in one encoded picture, the best first, no two of them with the same box."""
     found: list[Candidate] = []
     points = grid(asked.points_per_side, embedding.frame.size)
-    for start in range(0, len(points), POINTS_A_CALL):
+    while points:
         between()
-        some = points[start : start + POINTS_A_CALL]
+        at_once = CPU_POINTS_A_CALL if engine.info.device == "cpu" else POINTS_A_CALL
+        some, points = points[:at_once], points[at_once:]
         found += engine.candidates(embedding, some, iou=asked.iou, stability=asked.stability)
         if sum(candidate.nbytes for candidate in found) > ROOM_BYTES:
             found = _best(found)
@@ -113,8 +116,8 @@ def _boxes(found: Sequence[Candidate]) -> Boxes:
 
 
 def distinct(boxes: Boxes, order: Sequence[int]) -> list[int]:
-    """Non-maximum suppression: which of the boxes stay when those first in `order` come first, in that order. A box goes
-    where its IoU with one that stays is above `SAME_BOX`."""
+    """Non-maximum suppression: which of the boxes stay, in `order`, of which the first are preferred. A box goes where
+    its IoU with one that stays is above `SAME_BOX`."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = np.asarray(order, dtype=np.intp)
     kept: list[int] = []
@@ -235,21 +238,51 @@ def _enlarged_box(plane: Field, ends: tuple[int, int, int, int], cells: tuple[fl
     `ends` are the first and last column and row of the plane with a value above 0: x, y, x, y. `cells` is how many
     columns and rows of the plane the picture fills.
     """
-    edges = []
-    for lines, first, last, filled, length in (
-        (plane.T, ends[0], ends[2], cells[0], size.width),
-        (plane, ends[1], ends[3], cells[1], size.height),
-    ):
+    across = _Side(plane.T, ends[0], ends[2], cells[0], size.width)
+    down = _Side(plane, ends[1], ends[3], cells[1], size.height)
+    # A value just above 0 among low ones sets no pixel: not all of what is inside these ends is set.
+    rows = down.tightened(across.places(across.ends()))
+    columns = rows and across.tightened(down.places(rows))
+    return Box(columns[0], rows[0], columns[1], rows[1]) if rows and columns else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """One direction of a plane on the picture. `lines` are the plane's rows or columns, of which `first` to `last` hold
+    values above 0; `filled` of them lie on the picture's `length` pixels."""
+
+    lines: Field
+    first: int
+    last: int
+    filled: float
+    length: int
+
+    def ends(self) -> tuple[int, int]:
+        """Pixels outside of which nothing can be set: from, to."""
+        lines, first, last = self.lines, self.first, self.last
         start = 0.0 if first == 0 else first + 0.5 - _crossing(lines[first], lines[first - 1])
         end = float(len(lines)) if last == len(lines) - 1 else last + 0.5 + _crossing(lines[last], lines[last + 1])
-        scale = length / filled
-        begin = max(0, math.floor(start * scale + 0.5))  # the first pixel whose centre lies behind
-        stop = min(length, math.ceil(end * scale - 0.5))
-        if stop <= begin:
+        scale = self.length / self.filled
+        return max(0, math.floor(start * scale + 0.5)), min(self.length, math.ceil(end * scale - 0.5))
+
+    def places(self, ends: tuple[int, int]) -> npt.NDArray[np.float64]:
+        """Where the pixels' centres lie between the centres of the plane's."""
+        return (np.arange(*ends) + 0.5) * (self.filled / self.length) - 0.5
+
+    def tightened(self, along: npt.NDArray[np.float64]) -> tuple[int, int] | None:
+        """The first pixel that is set at one of the places `along` the lines, and the one after the last."""
+        begin, stop = self.ends()
+        start = next((pixel for pixel in range(begin, stop) if self._sets(pixel, along)), None)
+        if start is None:
             return None
-        edges.append((begin, stop))
-    (x0, x1), (y0, y1) = edges
-    return Box(x0, y0, x1, y1)
+        return start, 1 + next(pixel for pixel in range(stop - 1, start - 1, -1) if self._sets(pixel, along))
+
+    def _sets(self, pixel: int, along: npt.NDArray[np.float64]) -> bool:
+        place = min(max((pixel + 0.5) * (self.filled / self.length) - 0.5, 0.0), len(self.lines) - 1)
+        low = int(place)
+        near, far = self.lines[low], self.lines[min(low + 1, len(self.lines) - 1)]
+        line = near + (far - near) * (place - low)
+        return bool((line > 0).any() and (np.interp(along, np.arange(len(line)), line) > 0).any())
 
 
 def _crossing(line: Field, beyond: Field) -> float:

@@ -47,8 +47,14 @@ def _numbers(text: str, flag: str, form: str, lengths: tuple[int, ...]) -> list[
     return numbers
 
 
-def prompts_of_flags(points: Sequence[str], boxes: Sequence[str], label: str) -> tuple[Prompt, ...]:
+def prompts_of_flags(
+    points: Sequence[str], boxes: Sequence[str], label: str, everything: bool = False
+) -> tuple[Prompt, ...] | Everything:
     """All points and one box are one object; several boxes are several objects. Empty where no flag is given."""
+    if everything:
+        if points or boxes:
+            raise UsageError("--everything is segmenting without a prompt: it cannot be combined with --point or --box")
+        return Everything()
     placed = tuple(map(point_flag, points))
     framed = tuple(map(box_flag, boxes))
     if len(framed) > 1 and placed:
@@ -60,13 +66,13 @@ def prompts_of_flags(points: Sequence[str], boxes: Sequence[str], label: str) ->
     return (Prompt(label, placed, framed[0] if framed else None),) if placed or framed else ()
 
 
-def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...], prompt_file: Path | None) -> list[Job]:
+def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, prompt_file: Path | None) -> list[Job]:
     """One job a picture: with the prompts given, or the prompt file, or the prompt that lies beside the picture.
 
     UsageError, PromptError; outputs are named by the picture's stem, with a number where a stem comes twice.
     """
     if given and prompt_file:
-        raise UsageError("--prompt cannot be combined with --point or --box")
+        raise UsageError("--prompt cannot be combined with --point, --box or --everything")
     shared: tuple[Prompt, ...] | Everything | None = given or (
         _read_prompt(prompt_file).prompts if prompt_file else None
     )
@@ -88,7 +94,7 @@ def _prompt_beside(picture: Path) -> tuple[Prompt, ...] | Everything:
     raise UsageError(
         "no prompt",
         place=str(picture),
-        remedy=f"give --point, --box or --prompt, or put {picture.stem}.json beside it",
+        remedy=f"give --point, --box, --everything or --prompt, or put {picture.stem}.json beside it",
     )
 
 

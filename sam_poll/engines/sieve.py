@@ -14,7 +14,7 @@ from sam_poll.types import Frame
 
 OFFSET = 1.0  # stability_score_offset of the libraries' automatic mask generators
 LINES = 512  # a plane is read on so many lines. Planes of 64: with 64 a score strays by 0.01, with 512 by 0.001
-AT_ONCE = 1 << 23  # numbers worked on at a time: some 32 MiB of float32, ten times over in between
+AT_ONCE = 1 << 20  # numbers worked on at a time: 4 MiB of float32, some eight times over, within `estimate.MARGIN_MIB`
 
 
 def sieved(logits: Tensor, scores: Tensor, frame: Frame, iou: float, stability: float) -> tuple[Tensor, Tensor, Tensor]:
