@@ -303,6 +303,8 @@ _ROUTES: list[tuple[str, dict[str, str]]] = [
 def _handler(memory: StandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body of an answer in one packet
 
         def _serve(self) -> None:
             parts = urllib.parse.urlsplit(self.path)

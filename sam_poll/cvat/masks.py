@@ -162,7 +162,7 @@ def _write(made: Plan, journal: Journal, server: Server, task: int, wish: Wish, 
     annotations = upload.prove(wanted, written)
     journal.note(DONE, (item.done for item in fresh if item.done not in done))
     if wish.replace:
-        _replace(made, signs, annotations, upload, outcome)
+        journal.note(WRITTEN, _replace(made, signs, annotations, upload, outcome))
     return outcome
 
 
@@ -197,12 +197,16 @@ def _mask(item: Item, answer: Mapping[str, Any]) -> Any:
 
 def _replace(
     made: Plan, signs: Mapping[str, list[Sign]], annotations: Mapping[str, Any], upload: Upload, outcome: Outcome
-) -> None:
-    """Delete the shapes that asked for what is on the server now, if they are still what they were when we asked."""
+) -> set[str]:
+    """Delete the shapes that asked for what is on the server now, if they are still what they were when we asked.
+
+    The signs of those that stay because they are their own answer, and count as ours from now on.
+    """
     now = {int(entry["id"]): entry for entry in annotations["shapes"]}
     placed = Placed(annotations["shapes"])
     answers = {name for names in signs.values() for name in names}
     gone: dict[int, Mapping[str, Any]] = {}
+    own: set[str] = set()
     for item in made.items:
         names = signs.get(item.done)
         if not names:
@@ -213,12 +217,14 @@ def _replace(
         for shape in item.asked.shapes:
             number, name = int(shape.key["id"]), shapes.sign(shape.key)
             if name in answers:  # a rectangle that was tight already
+                own.add(name.hex())
                 continue
             if number in now and shapes.sign(now[number]) == name:
                 gone[number] = now[number]
     if gone:
         upload.delete(list(gone.values()))
     outcome.deleted = len(gone)
+    return own
 
 
 # ── words ──
