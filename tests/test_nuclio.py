@@ -357,3 +357,14 @@ def test_masks_of_nothing_are_left_out_and_the_others_stay() -> None:
     (entry,) = json.loads(text.objects([empty, dot, empty]))
     assert entry["mask"] == [1, 3, 2, 3, 2]
     assert json.loads(text.objects([empty])) == []
+
+
+def test_a_confidence_is_a_number_from_0_to_1_whatever_the_network_guesses() -> None:
+    dots = [Mask("a", score, 0, 0, np.ones((1, 1), bool)) for score in (1.02, -0.5, float("nan"))]
+    assert [entry["confidence"] for entry in json.loads(text.objects(dots))] == ["1.0000", "0.0000", "0.0000"]
+
+
+def test_a_label_of_any_letters_comes_through(demo: nuclio.Service, scene: scenes.Scene) -> None:
+    status, answer = Asker(replace(demo, label='Häs"chen')).interact(image=png(scene))
+    assert status == 200
+    assert {entry["label"] for entry in answer["objects"]} == {'Häs"chen'}

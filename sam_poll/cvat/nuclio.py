@@ -77,10 +77,11 @@ class Service:
         def answer(asked: request.Asked, known: Known) -> str:
             if asked.prompt is not None:
                 (mask,) = self.predictor.predict(known, [asked.prompt])
-                return f'{{"mask": {text.frame(mask, known.size)}}}'
+                return text.frame(mask, known.size, head='{"mask": ', tail="}")
             found = self._everything(asked, known)
-            together = text.frame(_union(found, known.size, self.label), known.size)
-            return f'{{"mask": {together}, "objects": {text.objects(found)}}}'
+            together = _union(found, known.size, self.label)
+            each = text.objects(found)
+            return text.frame(together, known.size, head='{"mask": ', tail=f', "objects": {each}}}')
 
         return self._answered(context, event, answer)
 

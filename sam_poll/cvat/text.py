@@ -13,16 +13,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sam_poll import geometry
+from sam_poll.formats import published_score
 from sam_poll.types import Bitmap, Mask, Size
 
 NOISY = 16  # a row of more runs than one for so many pixels is written pixel by pixel
 Row = list[tuple[int, int]]  # the runs of set pixels, first and end
 
 
-def frame(mask: Mask, size: Size) -> str:
-    """`[[0,255,…],…]`: the whole picture, a list for each row, 255 where the mask is set."""
+def frame(mask: Mask, size: Size, *, head: str = "", tail: str = "") -> str:
+    """`[[0,255,…],…]`: the whole picture, a list for each row, 255 where the mask is set.
+
+    `head` and `tail` are what stands around it: put there later, they would cost a copy of it all.
+    """
     zeros, full = memoryview(b",0" * size.width), memoryview(b",255" * size.width)
-    parts: list[bytes | memoryview] = []
+    parts: list[bytes | memoryview] = [head.encode("ascii")]
     rows = _rows(mask.pixels)
     for y in range(size.height):
         inside = mask.top <= y < mask.top + len(mask.pixels)
@@ -31,7 +35,9 @@ def frame(mask: Mask, size: Size) -> str:
             parts += b",[", _by_pixel(mask, y - mask.top, zeros), b"]"
         else:
             parts += b",[", *_by_run(runs, mask.left, zeros, full), b"]"
-    return "[" + b"".join(parts)[1:].decode("ascii") + "]"
+    parts[1] = b"[["
+    parts += b"]", tail.encode("ascii")
+    return b"".join(parts).decode("ascii")
 
 
 def objects(masks: Sequence[Mask]) -> str:
@@ -51,7 +57,7 @@ def _object(mask: Mask) -> str:
     # the outline of a part that is smaller than any threshold is still the only one there is
     outline = (geometry.outlines(mask) or geometry.outlines(mask, min_area_px=0))[0]
     head = {
-        "confidence": f"{mask.score:.4f}",
+        "confidence": f"{published_score(mask.score) or 0.0:.4f}",
         "label": mask.label,
         "type": "mask",
         "points": outline.ravel().round(2).tolist(),
