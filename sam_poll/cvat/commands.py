@@ -90,7 +90,7 @@ def push(
 def masks(
     task: Annotated[int, typer.Argument(metavar="TASK_ID", min=1, help="The task's number, as in its address.")],
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="Take only objects of this label; may be repeated.")
+        list[str] | None, typer.Option("--label", "--labels", help="Take only objects of this label; may be repeated.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option("--images", help="The share that the task was made from. Default: ask the server.")
