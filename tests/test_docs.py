@@ -55,7 +55,8 @@ def options(command: Any) -> set[str]:
 def section(command: tuple[str, ...]) -> str:
     """The part of usage.md that is about a command, or about its group."""
     parts = re.split(r"^## ", USAGE, flags=re.MULTILINE)
-    (found,) = [p for p in parts if re.match(rf"`sam-poll {command[0]}\b", p)]
+    own = [p for p in parts if re.match(rf"`sam-poll {' '.join(command)}\b", p)]
+    (found,) = own or [p for p in parts if re.match(rf"`sam-poll {command[0]}\b", p)]
     return found
 
 
