@@ -100,8 +100,8 @@ class Server:
 
     def intake(self, task: int, request: str | None) -> tuple[str, str]:
         """How far the server is with the pictures: `queued`, `started`, `finished`, `failed` or `unknown`; and why."""
-        what, requests = f"task {task}: pictures", getattr(self._api, "requests_api", None)
-        if requests is None:  # before 2.16
+        what, requests = f"task {task}: pictures", _requests_of(self._api)
+        if requests is None:
             answer = self._calls.read(what, self._api.tasks_api.retrieve_status_endpoint, id=task)
             return _state(_mapping(answer, what), "state")
         if request:
@@ -185,6 +185,14 @@ def _limit(api: Any, limits: Limits) -> None:
 
     rest.request = limited
     api.rest_client = rest
+
+
+def _requests_of(api: Any) -> Any:
+    """The SDK's part for what a server works on; None where it has none yet."""
+    try:
+        return api.requests_api
+    except (AttributeError, TypeError):  # the latter is what 2.15 says of a part that it does not know
+        return None
 
 
 def _compare(server: str, sdk: str) -> None:
