@@ -11,6 +11,10 @@ from typing import Any, NoReturn
 
 from sam_poll.errors import InputError
 
+# Bytes. A parser that has been stopped runs on to the end of what it was given; but in small pieces a long attribute is
+# gone through again and again (30 MB of run lengths: 0.8 s in pieces of 1 MiB, 7.7 s in pieces of 64 KiB).
+_PIECE = 1 << 20
+
 
 class NoDoctype:
     """Ends parsing where a document type begins: entities could expand without end, and CVAT writes none.
@@ -31,8 +35,10 @@ def parse(data: bytes, target: NoDoctype | None = None) -> Any:
     Raises InputError, without a place, for what is not well-formed or has a document type; and what `target` raises.
     """
     parser = ET.XMLParser(target=target or _Tree())  # noqa: S314  document types are refused
+    view = memoryview(data)
     try:
-        parser.feed(data)
+        for at in range(0, len(data), _PIECE):
+            parser.feed(view[at : at + _PIECE])
         return parser.close()
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding nobody knows
         raise InputError(f"is not well-formed XML: {error}") from None
