@@ -141,7 +141,7 @@ def test_negative_points_without_group_belong_to_the_only_object_or_the_only_box
 def test_negative_points_alone_are_refused() -> None:
     with pytest.raises(PromptError, match="negative points only"):
         objects([clicks((5, 5), group=2, negative=True)])
-    with pytest.raises(PromptError, match="0 objects"):
+    with pytest.raises(PromptError, match="negative points only"):
         objects([clicks((5, 5), negative=True)])
 
 

@@ -175,6 +175,8 @@ class _Boxes:
 
 def _adopt(shape: Shape, boxes: _Boxes, parts: list[list[Shape]], made: list[list[Shape]]) -> None:
     inside = boxes.around(shape)
+    if not made:
+        raise _nothing_on_it(shape)
     if len(made) == 1:
         made[0].append(shape)
     elif len(inside) == 1:
@@ -193,10 +195,11 @@ def _asked(group: Sequence[Shape]) -> Asked:
     points = tuple(Point(x, y, 0 if shape.negative else 1) for shape in clicks for x, y in shape.points)
     named = box or next((shape for shape in clicks if not shape.negative), None)
     if named is None:
-        raise PromptError(
-            "there are negative points only",
-            place=f"points {group[0].label!r}",
-            remedy="group them with the box or the points of their object",
-        )
+        raise _nothing_on_it(group[0])
     corners = (value for corner in box.points for value in corner) if box else None
     return Asked(Prompt(named.label, points, Box(*corners) if corners else None), tuple(group))
+
+
+def _nothing_on_it(shape: Shape) -> PromptError:
+    remedy = "draw a box or a point on the object; group it with these where there are several objects"
+    return PromptError("there are negative points only", place=f"points {shape.label!r}", remedy=remedy)
