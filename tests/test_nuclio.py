@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from cvat_sdk.masks import decode_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from nuclio_sdk.test import Platform
@@ -82,6 +83,11 @@ def of_detector(entry: dict[str, Any], size: Size) -> np.ndarray:
     return whole
 
 
+def of_list(entry: dict[str, Any], size: Size) -> np.ndarray:
+    """The mask of an interactor's list of objects, read as CVAT's SDK reads masks."""
+    return decode_mask(entry["rle"], image_width=size.width, image_height=size.height)
+
+
 # ── the real handlers, the real network ──
 
 
@@ -112,7 +118,9 @@ def test_the_handlers_answer_clicks_boxes_and_nothing_with_a_real_network(
     assert answer["objects"]
     status, found = wire(main.detector(platform._handler_contexts[main.handler], event({"image": png(scene)})))
     assert status == 200
-    assert found == answer["objects"]
+    for one, other in zip(found, answer["objects"], strict=True):
+        assert {key: one[key] for key in one if key != "mask"} == {key: other[key] for key in other if key != "rle"}
+        np.testing.assert_array_equal(of_detector(one, scene.size), of_list(other, scene.size))
 
 
 def test_nothing_clicked_answers_all_that_there_is_together_and_one_by_one(
@@ -121,7 +129,7 @@ def test_nothing_clicked_answers_all_that_there_is_together_and_one_by_one(
     status, answer = Asker(demo).interact(image=png(scene), pos_points=[], neg_points=[], obj_bbox=None)
     assert status == 200
     together = np.array(answer["mask"]) > 0
-    alone = [of_detector(entry, scene.size) for entry in answer["objects"]]
+    alone = [of_list(entry, scene.size) for entry in answer["objects"]]
     assert (np.logical_or.reduce(alone) == together).all()
     for truth in scene.masks:
         assert max(scenes.iou(mask, truth) for mask in alone) > 0.8
@@ -345,23 +353,25 @@ def test_the_text_of_a_mask_is_the_json_of_its_picture(made: tuple[int, int, int
     bitmap = np.random.default_rng(seed).random((height, width)) < density
     mask, size = geometry.tight(bitmap, "object", 0.5), Size(width, height)
     assert json.loads(text.frame(mask, size)) == (bitmap.astype(int) * 255).tolist()
-    entries = json.loads(text.objects([mask]))
+    entries = json.loads(text.detected([mask]))
     assert len(entries) == bool(bitmap.any())
     for entry in entries:
         np.testing.assert_array_equal(of_detector(entry, size), bitmap)
+    for entry in json.loads(text.listed([mask])):
+        np.testing.assert_array_equal(of_list(entry, size), bitmap)
 
 
 def test_masks_of_nothing_are_left_out_and_the_others_stay() -> None:
     empty = Mask("object", 0.9, 0, 0, np.zeros((0, 0), bool))
     dot = Mask("a", 0.25, 3, 2, np.ones((1, 1), bool))
-    (entry,) = json.loads(text.objects([empty, dot, empty]))
+    (entry,) = json.loads(text.detected([empty, dot, empty]))
     assert entry["mask"] == [1, 3, 2, 3, 2]
-    assert json.loads(text.objects([empty])) == []
+    assert json.loads(text.detected([empty])) == []
 
 
 def test_a_confidence_is_a_number_from_0_to_1_whatever_the_network_guesses() -> None:
     dots = [Mask("a", score, 0, 0, np.ones((1, 1), bool)) for score in (1.02, -0.5, float("nan"))]
-    assert [entry["confidence"] for entry in json.loads(text.objects(dots))] == ["1.0000", "0.0000", "0.0000"]
+    assert [entry["confidence"] for entry in json.loads(text.detected(dots))] == ["1.0000", "0.0000", "0.0000"]
 
 
 def test_a_label_of_any_letters_comes_through(demo: nuclio.Service, scene: scenes.Scene) -> None:

@@ -71,7 +71,7 @@ class Service:
         """An interactor: `{"mask": [[0,255,…],…]}`, the whole picture row by row.
 
         Nothing clicked: everything is segmented. `mask` is then all that was found, taken together, and `objects` has
-        each by itself, in the form of `detect`.
+        each by itself, in few words.
         """
 
         def answer(asked: request.Asked, known: Known) -> str:
@@ -80,14 +80,14 @@ class Service:
                 return text.frame(mask, known.size, head='{"mask": ', tail="}")
             found = self._everything(asked, known)
             together = _union(found, known.size, self.label)
-            each = text.objects(found)
-            return text.frame(together, known.size, head='{"mask": ', tail=f', "objects": {each}}}')
+            tail = f', "objects": {text.listed(found)}}}'
+            return text.frame(together, known.size, head='{"mask": ', tail=tail)
 
         return self._answered(context, event, answer)
 
     def detect(self, context: Any, event: Any) -> Any:
         """A detector: a list of masks, of the one label, with their confidence. `threshold` is the least of it."""
-        return self._answered(context, event, lambda asked, known: text.objects(self._everything(asked, known)))
+        return self._answered(context, event, lambda asked, known: text.detected(self._everything(asked, known)))
 
     def embed(self, context: Any, event: Any) -> Any:
         """SAM1 for CVAT's decoder in the browser: `{"blob": base64 of float32 1×256×64×64}`. Clicks are not looked at:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from sam_poll import geometry
 from sam_poll.formats import published_score
+from sam_poll.formats.cvat import flat
 from sam_poll.types import Bitmap, Mask, Size
 
 NOISY = 16  # a row of more runs than one for so many pixels is written pixel by pixel
@@ -40,32 +42,39 @@ def frame(mask: Mask, size: Size, *, head: str = "", tail: str = "") -> str:
     return b"".join(parts).decode("ascii")
 
 
-def objects(masks: Sequence[Mask]) -> str:
+def detected(masks: Sequence[Mask]) -> str:
     """A detector's answer: `[{"confidence","label","type":"mask","points","mask"}, …]`, empty masks left out.
 
     `mask` is the crop's pixels row by row, 0 or 1, and left, top, right, bottom behind them (inclusive); `points` the
     largest part's outer polygon, which CVAT takes where it wants polygons. `confidence` is text, as in CVAT's own
     functions.
     """
-    return "[" + ",".join(filter(None, map(_object, masks))) + "]"
+    return "[" + ",".join(_detected(mask) for mask in masks if mask.pixels.size) + "]"
 
 
-def _object(mask: Mask) -> str:
-    if not mask.pixels.size:
-        return ""
+def listed(masks: Sequence[Mask]) -> str:
+    """The same objects with `rle` in place of `mask`: run lengths, and the box behind them, as CVAT's API takes masks.
+    A thousandth of the text."""
+    return json.dumps([_named(mask) | {"rle": flat(mask)} for mask in masks if mask.pixels.size])
+
+
+def _detected(mask: Mask) -> str:
     height, width = mask.pixels.shape
-    # the outline of a part that is smaller than any threshold is still the only one there is
+    digits = np.full((mask.pixels.size, 2), ord(","), dtype=np.uint8)
+    digits[:, 0] = mask.pixels.ravel() + np.uint8(ord("0"))
+    box = f"{mask.left},{mask.top},{mask.left + width - 1},{mask.top + height - 1}"
+    return json.dumps(_named(mask))[:-1] + ', "mask": [' + digits.tobytes().decode("ascii") + box + "]}"
+
+
+def _named(mask: Mask) -> dict[str, Any]:
+    # The outline of a part that is smaller than any threshold is still the only one there is.
     outline = (geometry.outlines(mask) or geometry.outlines(mask, min_area_px=0))[0]
-    head = {
+    return {
         "confidence": f"{published_score(mask.score) or 0.0:.4f}",
         "label": mask.label,
         "type": "mask",
         "points": outline.ravel().round(2).tolist(),
     }
-    digits = np.full((mask.pixels.size, 2), ord(","), dtype=np.uint8)
-    digits[:, 0] = mask.pixels.ravel() + np.uint8(ord("0"))
-    box = f"{mask.left},{mask.top},{mask.left + width - 1},{mask.top + height - 1}"
-    return json.dumps(head)[:-1] + ', "mask": [' + digits.tobytes().decode("ascii") + box + "]}"
 
 
 def _by_run(runs: Row, left: int, zeros: memoryview, full: memoryview) -> list[bytes | memoryview]:
