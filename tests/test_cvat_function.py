@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ import pytest
 from cvat_cli.__main__ import main
 from cvat_cli._internal import agent, agent_driver_interaction
 from cvat_cli._internal.common import CriticalError, FunctionLoader
+from cvat_cli._internal.parsers import parse_function_parameter
 from cvat_sdk.masks import decode_mask, encode_mask
 from PIL import Image
 
 from sam_poll import engines, geometry
-from sam_poll.cvat import asked, function, interactor, sdk
+from sam_poll.cvat import asked, credentials, function, interactor, sdk, server
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError, InputError, UsageError
 from sam_poll.formats.cvat import flat
@@ -33,6 +35,7 @@ from tools import scenes
 
 OBJECT = {"name": "object", "sublabels": [], "attributes": []}
 SCORED = {"name": "object", "sublabels": [], "attributes": [score_spec()]}
+DEMO = ("model=str:demo", "device=str:cpu")
 TIME = "2026-01-01T00:00:00Z"
 
 
@@ -450,3 +453,39 @@ def test_points_are_kept_as_they_were_clicked(monkeypatch: pytest.MonkeyPatch) -
     agent_driver_interaction.AgentInteractionFunctionDriver.init_worker(None)
     interact(made, Image.new("RGB", (64, 48)), pos_points=((20.5, 20.25),), neg_points=((60.0, 40.0),))
     assert seen == [Prompt(points=(Point(20.5, 20.25, 1), Point(60.0, 40.0, 0)))]
+
+
+# ── a real server ──
+
+
+@pytest.mark.cvat
+@pytest.mark.skipif("CVAT_HOST" not in os.environ, reason="CVAT_HOST names no server")
+@pytest.mark.parametrize("mode", ["everything", "boxes"])
+def test_cvat_cli_annotates_a_task_of_a_real_server(mode: str, scene: scenes.Scene, tmp_path: Path) -> None:
+    from cvat_sdk import make_client
+    from cvat_sdk.core.proxies.tasks import ResourceType
+
+    who, address = credentials.find(os.environ), os.environ["CVAT_HOST"]
+    file = tmp_path / "scene.png"
+    file.write_bytes(png(scene))
+    given: dict[str, Any] = {"access_token": who.token} if who.token else {"credentials": (who.user, who.password)}
+    with make_client(address, **given) as client:
+        spec = {"name": "sam_poll test", "labels": [{"name": "object", "attributes": [score_spec()]}]}
+        task = client.tasks.create_from_data(spec=spec, resource_type=ResourceType.LOCAL, resources=[file])
+        try:
+            known = server.connect(address, who)
+            label = known.labels(task=task.id)[0]["id"]
+            boxes = [scenes.box_of(mask) for mask in scene.masks]
+            like = {"type": "rectangle", "frame": 0, "label_id": label, "group": 0}
+            known.change(task.id, "create", [{**like, "points": [b.x0, b.y0, b.x1, b.y1]} for b in boxes])
+            of_mode = (f"task=int:{task.id}",) if mode == "boxes" else ("points_per_side=int:12", "score=bool:true")
+            function_ = function.create(**dict(map(parse_function_parameter, (f"mode=str:{mode}", *of_mode, *DEMO))))
+            cvataa.annotate_task(client, task.id, function_)
+            made = [shape for shape in known.annotations(task.id)["shapes"] if shape["type"] == "mask"]
+            width, height = scene.size
+            found = [decode_mask(s["points"], image_width=width, image_height=height) for s in made]
+            for truth in scene.masks:
+                assert max(scenes.iou(mask, truth) for mask in found) > 0.8
+            assert all(shape["attributes"] for shape in made)
+        finally:
+            task.remove()

@@ -14,7 +14,7 @@ import torch
 from sam_poll import app, engines, geometry, settings
 from sam_poll.engines import sam1
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.engines.memory import cpu_step
+from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.engines.sam1 import Sam1Engine
 from sam_poll.errors import DeviceError, InputError, PictureError, PromptError, TooLargeError
 from sam_poll.predictor import PICTURES, Predictor
@@ -254,3 +254,32 @@ def test_the_pipeline_decodes_at_the_same_scale(share: Share) -> None:
     share.run_once(Seeing())
     Predictor(Seeing()).embed(data)
     assert seen == [(384, 512, 3)] * 2
+
+
+# ── on a card ──
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_card_answers_what_the_cpu_answers_from_any_thread(
+    precision: str, engine: Engine, scene: scenes.Scene
+) -> None:
+    card = Predictor(engines.load(engines.resolve("demo"), device="cuda", precision=precision))
+    cpu, asked = Predictor(engine), [Prompt(box=scenes.box_of(mask)) for mask in scene.masks]
+    expected = cpu.predict(cpu.embed(scene.pixels), asked)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: card.predict(card.embed(scene.pixels), asked), range(8)):
+            assert all(geometry.iou(one, other) > 0.97 for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_an_embedding_leaves_the_card_as_float32() -> None:
+    parameters = {"depth": 1, "embed_dim": 32, "img_size": 1024, "mlp_ratio": 1.0, "num_heads": 1, "patch_size": 16}
+    more = {"global_attn_indexes": [], "window_size": 8, "out_chans": 256}
+    step = Step("float16", 64, 1, 1024, "cuda:0")
+    predictor = Predictor(Sam1Engine(sam1.build({**parameters, **more}), step))
+    made = predictor.image_embedding(predictor.embed(np.zeros((48, 64, 3), np.uint8)))
+    assert (made.shape, made.dtype) == ((1, 256, 64, 64), np.float32)
+    assert np.isfinite(made).all()
