@@ -8,7 +8,9 @@ What can still go wrong here: a box that somebody drew on the wrong picture. Lab
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from sam_poll import xml_safely
@@ -52,9 +54,9 @@ class _Reader(xml_safely.NoDoctype):
         self._numbers: Counter[str] = Counter()
         self._total = 0
         self._image: dict[str, str] | None = None  # the attributes of the open <image>
-        self._name = self._at = ""
+        self._name = ""
         self._size: Size | None = None
-        self._shape: tuple[str, dict[str, str], str] | None = None  # the open shape: tag, attributes, place
+        self._shape: tuple[str, dict[str, str]] | None = None  # the open shape: tag, attributes
         self._negative: bool | None = None
         self._text: list[str] | None = None
         self._version: str | None = None
@@ -120,14 +122,12 @@ class _Reader(xml_safely.NoDoctype):
         self._name = attributes.get("name", "")
         if not self._name:
             raise PromptError("has no name", place=f"image {len(self._pictures) + 1}", remedy=EXPORT)
-        self._image, self._shapes, self._at = attributes, [], image_place(self._name)
+        self._image, self._shapes, self._size = attributes, [], None
         self._left_out, self._numbers = Counter(), Counter()
-        sides = [self._image.get(key) for key in ("width", "height")]
-        self._size = None
+        sides = [attributes.get(key) for key in ("width", "height")]
         if sides != [None, None]:
-            width, height = (
-                whole(side, f"{self._at}, {key}", least=1) for key, side in zip(("width", "height"), sides, strict=True)
-            )
+            with self._placing():
+                width, height = (whole(v, k, least=1) for k, v in zip(("width", "height"), sides, strict=True))
             self._size = Size(width, height)
 
     def _begin_shape(self, tag: str, attributes: dict[str, str]) -> None:
@@ -136,39 +136,47 @@ class _Reader(xml_safely.NoDoctype):
             raise PromptError(f"has more than {MAX_SHAPES:,} shapes", place="the XML file", remedy="export fewer tasks")
         if tag in ("box", "points"):
             self._numbers[tag] += 1
-            place = f"{self._at}, {tag} {self._numbers[tag]}"
-            self._shape, self._negative = (tag, attributes, place), None
+            self._shape, self._negative = (tag, attributes), None
         elif tag in _LEFT_OUT:
             self._left_out[tag] += 1
         else:
             reason = f"<{quoted(tag)[1:-1]}> does not belong into an <image>"
-            raise PromptError(reason, place=self._at, remedy=EXPORT)
+            raise PromptError(reason, place=image_place(self._name), remedy=EXPORT)
 
     def _end_attribute(self, text: str) -> None:
         if self._shape is None:
             return
         self._negative = _TICKED.get(text.lower())
         if self._negative is None:
-            raise PromptError(
-                f"its attribute `{NEGATIVE_ATTRIBUTE}` is neither true nor false: {quoted(text)}",
-                place=self._shape[2],
-                remedy="make the attribute a checkbox",
-            )
+            reason = f"its attribute `{NEGATIVE_ATTRIBUTE}` is neither true nor false: {quoted(text)}"
+            with self._placing():
+                raise PromptError(reason, remedy="make the attribute a checkbox")
 
-    def _end_shape(self, tag: str, given: dict[str, str], place: str) -> None:
+    def _end_shape(self, tag: str, given: dict[str, str]) -> None:
         label = given.get("label", "")
-        if not label:
-            raise PromptError("has no label", place=place, remedy=EXPORT)
-        label = self._labels.setdefault(label, label)  # one string, not one for each of a million shapes
-        group = whole(given.get("group_id", "0"), f"{place}, group_id")
-        if tag == "box":
-            more: dict[str, Any] = {"group": group, "negative": bool(self._negative)}
-            x0, y0, x1, y1 = (number(given.get(key), f"{place}, {key}") for key in ("xtl", "ytl", "xbr", "ybr"))
-            turn = number(given.get("rotation", "0"), f"{place}, rotation")
-            self._shapes.append(box_shape((x0, y0, x1, y1), label, rotation=turn, size=self._size, **more))
-        else:
-            negative = bool(self._negative) or label in NEGATIVE_LABELS
-            self._shapes.append(Shape("points", label, _points(given, place), group, negative))
+        with self._placing():
+            if not label:
+                raise PromptError("has no label", remedy=EXPORT)
+            label = self._labels.setdefault(label, label)  # one string, not one for each of a million shapes
+            group = whole(given.get("group_id", "0"), "group_id")
+            if tag == "box":
+                x0, y0, x1, y1 = (number(given.get(key), key) for key in ("xtl", "ytl", "xbr", "ybr"))
+                more: dict[str, Any] = {"group": group, "negative": bool(self._negative)}
+                turn = number(given.get("rotation", "0"), "rotation")
+                self._shapes.append(box_shape((x0, y0, x1, y1), label, rotation=turn, size=self._size, **more))
+            else:
+                negative = bool(self._negative) or label in NEGATIVE_LABELS
+                self._shapes.append(Shape("points", label, _points(given), group, negative))
+
+    @contextlib.contextmanager
+    def _placing(self) -> Iterator[None]:
+        """Errors get their picture and shape as the beginning of their place."""
+        try:
+            yield
+        except PromptError as error:
+            shape = [f"{self._shape[0]} {self._numbers[self._shape[0]]}"] if self._shape else []
+            error.place = ", ".join([image_place(self._name), *shape, *([error.place] if error.place else [])])
+            raise
 
     def _end_part(self, tag: str) -> None:
         if tag == "version" and self._text is not None:
@@ -178,10 +186,10 @@ class _Reader(xml_safely.NoDoctype):
             self._image = None
 
 
-def _points(given: dict[str, str], place: str) -> tuple[tuple[float, float], ...]:
+def _points(given: dict[str, str]) -> tuple[tuple[float, float], ...]:
     made = []
     for index, pair in enumerate(given.get("points", "").split(";"), start=1):
-        at = f"{place}, point {index}"
+        at = f"point {index}"
         halves = pair.split(",")
         if len(halves) != 2:
             raise PromptError(f"is not x,y: {quoted(pair)}", place=at, remedy=EXPORT)
