@@ -75,7 +75,7 @@ def run(
         _tell_plan(made, annotations, wish, task)
         try:
             left = _answer(made, journal, server, task, wish, settings, engine_of)
-            outcome = _write(made, journal, server, task, wish, settings)
+            outcome = _write(made, journal, server, task, wish, settings, annotations)
         except CvatError as error:
             kept = f"the answers are kept in {shown(journal.folder)}, and the same command goes on from there"
             error.remedy = f"{error.remedy}; {kept}" if error.remedy else kept
@@ -135,8 +135,17 @@ def _answer(
 # ── writing ──
 
 
-def _write(made: Plan, journal: Journal, server: Server, task: int, wish: Wish, settings: Settings) -> Outcome:
-    """Have every answer's shapes on the server, and the boxes deleted if that is wished."""
+def _write(
+    made: Plan,
+    journal: Journal,
+    server: Server,
+    task: int,
+    wish: Wish,
+    settings: Settings,
+    annotations: Mapping[str, Any],
+) -> Outcome:
+    """Have every answer's shapes on the server, and the boxes deleted if that is wished. `annotations` is what the
+    task held at the start."""
     outcome = Outcome()
     done = set() if wish.again else journal.noted(DONE)
     signs: dict[str, list[Sign]] = {}
@@ -156,13 +165,14 @@ def _write(made: Plan, journal: Journal, server: Server, task: int, wish: Wish, 
     upload = Upload(server, task, journal)
     upload.put(objects())
     outcome.made = upload.made
+    before = None if fresh or (wish.replace and made.items) else annotations
     wanted = [name for item in fresh for name in signs[item.done]]
     outcome.there = len(set(wanted)) - upload.made
     written = {bytes.fromhex(line) for line in journal.noted(WRITTEN) if len(line) == 32}
-    annotations = upload.prove(wanted, written)
+    now = upload.prove(wanted, written, before)
     journal.note(DONE, (item.done for item in fresh if item.done not in done))
     if wish.replace:
-        journal.note(WRITTEN, _replace(made, signs, annotations, upload, outcome))
+        journal.note(WRITTEN, _replace(made, signs, now, upload, outcome))
     return outcome
 
 

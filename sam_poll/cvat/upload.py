@@ -32,7 +32,6 @@ class Upload:
 
     def __init__(self, server: Server, task: int, journal: Journal) -> None:
         self._server, self._task, self._journal = server, task, journal
-        self.placed = self._look()
         self._sent: set[Sign] = set()
         self.made = 0
 
@@ -44,10 +43,14 @@ class Upload:
             self._create(piece)
 
     def _missing(self, objects: Iterable[Sequence[Entry]], on_done: Callable[[int], None]) -> Iterator[list[Entry]]:
-        group = self.placed.last_group
+        placed: Placed | None = None
+        group = 0
         for shapes in objects:
+            if placed is None:  # not before it is needed: a large task takes seconds to read
+                placed = self._look()
+                group = placed.last_group
             fresh = [(sign(one), one) for one in shapes]
-            fresh = [(name, one) for name, one in fresh if name not in self.placed and name not in self._sent]
+            fresh = [(name, one) for name, one in fresh if name not in placed and name not in self._sent]
             if len(shapes) > 1 and fresh:
                 group += 1
                 fresh = [(name, {**one, "group": group}) for name, one in fresh]
@@ -73,13 +76,16 @@ class Upload:
             self.made += len(piece) - len(left)
             piece = left
 
-    def prove(self, signs: Iterable[Sign], ours: Iterable[Sign] = ()) -> Mapping[str, Any]:
+    def prove(
+        self, signs: Iterable[Sign], ours: Iterable[Sign] = (), annotations: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
         """Read the task: all these shapes must be there, and none of ours twice. What it holds then.
 
+        `annotations`: what it held a moment ago, where nothing has been sent since.
         CvatError when the server has taken shapes and does not have them.
         """
         wanted = set(signs)
-        annotations = self._server.annotations(self._task)
+        annotations = annotations or self._server.annotations(self._task)
         placed = Placed(annotations["shapes"])
         lost = sum(name not in placed for name in wanted)
         if lost:
