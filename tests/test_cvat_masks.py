@@ -395,6 +395,14 @@ def test_running_it_again_changes_nothing(memory: StandIn, run: Run, wish: dict[
     assert len(run.engines) == 1
 
 
+def test_a_task_with_nothing_left_to_do_is_read_once(memory: StandIn, run: Run) -> None:
+    task = boxed(memory)
+    assert run(task) == ExitCode.OK
+    asked = len(memory.log)
+    assert run(task) == ExitCode.OK
+    assert sum("/annotations/" in line for line in memory.log[asked:]) == 1
+
+
 def test_masks_on_the_server_are_known_again_without_a_journal(memory: StandIn, run: Run, tmp_path: Path) -> None:
     task = boxed(memory)
     assert run(task) == ExitCode.OK

@@ -55,6 +55,7 @@ def test_the_token_of_the_environment_comes_before_user_and_password_and_a_file_
     both = {"CVAT_ACCESS_TOKEN": TOKEN, "CVAT_USERNAME": "x", "CVAT_PASSWORD": "y"}
     assert credentials.find(both) == BY_TOKEN
     assert credentials.find({"CVAT_USERNAME": USER, "CVAT_PASSWORD": PASSWORD}) == BY_PASSWORD
+    assert credentials.find({"CVAT_USERNAME": USER, "PASS": PASSWORD}) == BY_PASSWORD  # as cvat-cli has it
     assert credentials.find(both, file) == BY_PASSWORD
     file.write_text(TOKEN)
     assert credentials.find({}, file) == BY_TOKEN

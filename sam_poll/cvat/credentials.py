@@ -20,7 +20,8 @@ from sam_poll.errors import SettingsError, UsageError
 from sam_poll.fs import shown
 
 TOKEN, USER, PASSWORD = "CVAT_ACCESS_TOKEN", "CVAT_USERNAME", "CVAT_PASSWORD"
-"""Where they are looked for. The first is the name that CVAT's own `cvat-cli` reads."""
+CLI_PASSWORD = "PASS"  # noqa: S105  a name, not a value
+"""Where they are looked for. The first and the last are the names that CVAT's own `cvat-cli` reads."""
 
 _MAX_BYTES = 64 << 10
 _FORM = "a token, or user:password, in one line"
@@ -49,6 +50,7 @@ def find(environment: Mapping[str, str], file: Path | None = None) -> Credential
     if token := environment.get(TOKEN, "").strip():
         return Credentials(token=token)
     user, password = environment.get(USER, ""), environment.get(PASSWORD, "")
+    password = password or (environment.get(CLI_PASSWORD, "") if user else "")
     if user and password:
         return Credentials(user=user, password=password)
     half = f"{USER} is set, {PASSWORD} is not" if user else f"{PASSWORD} is set, {USER} is not" if password else ""

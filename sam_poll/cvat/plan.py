@@ -6,6 +6,7 @@ of a pixel where we once put a rectangle is taken for ours, and is not asked for
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,6 +173,6 @@ def _picture_key(frame: FramePicture, root: Path | None) -> list[Any]:
 def _looks(path: Path) -> list[int] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else None
