@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from sam_poll import cli, fs, prompts
 from sam_poll.cvat import sources
 from sam_poll.cvat.finding import Pictures
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.scan import Manners
 from sam_poll.errors import ExitCode, PictureError
 from tests.conftest import Share, picture_bytes
 from tests.strategies import encoded, sample
@@ -117,9 +120,26 @@ def test_running_it_again_changes_nothing_before_and_after_the_daemon(share: Sha
     assert "1 there already" in again.text
     share.run_once()
     before = stamps(share.root)
-    again = Run(*arguments)
-    assert (again.code, stamps(share.root)) == (ExitCode.OK, before)
-    assert "1 answered already" in again.text
+    for more in ((), ("--label", "dog")):
+        again = Run(*arguments, *more)
+        assert (again.code, stamps(share.root)) == (ExitCode.OK, before)
+        assert "1 answered already" in again.text
+
+
+def test_what_a_daemon_is_answering_is_not_asked_again(share: Share, tmp_path: Path) -> None:
+    picture(tmp_path / "pics/cam1/dog.jpg")
+    file = xml(tmp_path / "a.xml", ("cam1/dog.jpg", BOX))
+    arguments = (file, "--images", tmp_path / "pics", "-o", share.layout.input)
+    Run(*arguments)
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
+        jobs = door.jobs(threading.Event())
+        job = next(jobs)
+        again = Run(*arguments)
+        assert (again.code, share.tree("input")) == (ExitCode.OK, [])
+        assert "1 answered already, or being answered" in again.text
+        door.release(job)
+        jobs.close()
+    assert share.tree("input") == ["cam1/dog.jpg", "cam1/dog.json"]
 
 
 def test_what_was_answered_is_asked_again_when_picture_or_boxes_are_others(share: Share, tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ _READ_S = 120.0
 @reports
 def prompts(
     annotations: Annotated[
-        Path, typer.Argument(metavar="ANNOTATIONS", help="CVAT for images 1.1, COCO, OPEX, or a folder of YOLO texts.")
+        Path,
+        typer.Argument(
+            metavar="ANNOTATIONS", help="CVAT for images 1.1 or COCO (or their ZIP), OPEX, or a folder of YOLO texts."
+        ),
     ],
     images: Annotated[Path, typer.Option("--images", help="The folder that the pictures' names are relative to.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to: a daemon's `in`.")],

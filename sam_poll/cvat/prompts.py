@@ -26,6 +26,7 @@ from sam_poll.annotations.reading import image_place
 from sam_poll.console import count, error_console
 from sam_poll.cvat.finding import Pictures
 from sam_poll.cvat.sources import Source, opened
+from sam_poll.doors.claims import outer_name
 from sam_poll.doors.layout import walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import ExitCode, InputError, PictureError, PromptError, UsageError
@@ -61,7 +62,7 @@ def write(
     finally:
         work.flush()
         tally.tell(output)
-    if labels and not tally.objects and not tally.troubles:
+    if labels and tally.labels and not (tally.objects or tally.answered or tally.troubles):
         raise UsageError(
             "no object has one of these labels", place="--label", remedy=f"there are: {', '.join(sorted(tally.labels))}"
         )
@@ -104,7 +105,7 @@ class Tally:
         lines = [f"{count(self.written, 'prompt')} written to {output}, {count(self.objects, 'object')}"]
         lines += [f"{count(self.copied, 'picture')} copied"] if self.copied else []
         lines += [f"{self.same:,} there already"] if self.same else []
-        lines += [f"{self.answered:,} answered already"] if self.answered else []
+        lines += [f"{self.answered:,} answered already, or being answered"] if self.answered else []
         lines += [f"{count(self.nothing, 'picture')} without anything to ask for"] if self.nothing else []
         if self.left_out:
             kinds = [count(number, kind) for kind, number in sorted(self.left_out.items())]
@@ -182,10 +183,15 @@ class _Work:
             return
         body = files.document(chosen, posixpath.basename(target))
         _check(body, size)
-        if self._answered(path, target, body):
+        # In the order in which a daemon moves them: what is moved between two looks is met by the later one.
+        same = any(_holds(self._output / name, body) for name in self._names(target))
+        if not same and (self._at_work(target, body) or self._answered(path, target, body)):
             self._tally.answered += 1
             return
-        prompt, same = self._prompt(target, body)
+        prompt = self._output / self._names(target)[0]
+        if not same and fs.exists(prompt):
+            reason = f"another prompt lies there already: {fs.shown(prompt.name)}"
+            raise PromptError(reason, remedy="wait until it is answered, or move it away")
         if lies_there is self._done:
             self._check_alone(target)
         elif lies_there is None and self._copies:
@@ -205,22 +211,25 @@ class _Work:
                 return there.relative_to(folder).as_posix(), folder
         return path, None
 
-    def _prompt(self, target: str, body: bytes) -> tuple[Path, bool]:
-        """The prompt's path, and whether it is there already. PromptError: another one is."""
+    def _names(self, target: str) -> tuple[str, str]:
+        """What the prompt of a picture may be called; the first is what it is called now."""
         stem = posixpath.splitext(target)[0]
-        names = (f"{stem}.json", f"{target}.json")
-        if any(_holds(self._output / name, body) for name in names):
-            return self._output / names[0], True
-        path = self._output / names[self._stems[stem] > 1]
-        if fs.exists(path):
-            reason = f"another prompt lies there already: {fs.shown(path.name)}"
-            raise PromptError(reason, remedy="wait until it is answered, or move it away")
-        return path, False
+        short, long = f"{stem}.json", f"{target}.json"
+        return (long, short) if self._stems[stem] > 1 else (short, long)
+
+    def _at_work(self, target: str, body: bytes) -> bool:
+        """Whether a daemon is answering this very prompt."""
+        folder = self._output.parent / "work" / posixpath.dirname(target)
+        for name in map(posixpath.basename, self._names(target)):
+            for label in (posixpath.basename(target), name):  # of a pair, and of a lone prompt
+                outer = folder / outer_name(label)
+                if any(_holds(claim / name, body) for claim in _listed(outer)):
+                    return True
+        return False
 
     def _answered(self, path: str, target: str, body: bytes) -> bool:
         """Whether this very prompt lies in `done/`, with this very picture."""
-        stem = posixpath.splitext(target)[0]
-        for name in (f"{stem}.json", f"{target}.json"):
+        for name in self._names(target):
             number, asked = 1, self._done / name
             while fs.exists(asked):
                 if _holds(asked, body) and _same(self._root / path, self._done / target):
@@ -272,6 +281,15 @@ def _inside(inner: Path, outer: Path) -> str | None:
     if inner == outer or not inner.is_relative_to(outer):
         return None
     return inner.relative_to(outer).as_posix() + "/"
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        if error.errno in fs.NOT_THERE:
+            return []
+        raise
 
 
 def _holds(path: Path, body: bytes) -> bool:
