@@ -162,3 +162,30 @@ class EngineContract:
         [embedding] = engine.encode([engine.prepare(picture())])
         with pytest.raises(PromptError, match=r"objects\[1\]"):
             engine.decode(embedding, [CLICK, Prompt()])
+
+    def test_candidates_reach_both_thresholds_and_with_none_every_point_has_some(self, engine: Engine) -> None:
+        [embedding] = engine.encode([engine.prepare(picture())])
+        points = [(20.0 + 3 * index, 15.0 + 2 * index) for index in range(21)]
+        found = engine.candidates(embedding, points, iou=0, stability=0)
+        assert 0 < len(found) <= 3 * len(points)
+        for candidate in found:
+            assert candidate.frame == embedding.frame
+            assert candidate.size == embedding.frame.size
+            assert 0 <= candidate.stability <= 1 + 1e-6
+            assert isinstance(candidate.score, float)
+            assert candidate.edge.dtype == np.float32
+            box = candidate.box
+            assert 0 <= box.x0 < box.x1 <= 120
+            assert 0 <= box.y0 < box.y1 <= 80
+        for name, option in (("score", "iou"), ("stability", "stability")):
+            values = np.sort([value for c in found if (value := getattr(c, name)) > 0] or [0.0, 0.0])
+            place = int(np.argmax(np.diff(values)))  # a threshold that none lies close to
+            least = float(values[place : place + 2].mean())
+            best = engine.candidates(embedding, points, **{"iou": 0.0, "stability": 0.0, option: least})
+            expected = [c for c in found if not least or getattr(c, name) >= least]
+            assert [c.score for c in best] == pytest.approx([c.score for c in expected], abs=1e-5)
+            assert [c.stability for c in best] == pytest.approx([c.stability for c in expected], abs=1e-5)
+
+    def test_no_points_have_no_candidates(self, engine: Engine) -> None:
+        [embedding] = engine.encode([engine.prepare(picture())])
+        assert engine.candidates(embedding, [], iou=0, stability=0) == []
