@@ -200,6 +200,13 @@ def test_pictures_that_are_not_on_the_servers_share_are_told_before_a_task_is_ma
     assert memory.tasks == {}
 
 
+def test_a_wrong_prefix_is_told_before_a_task_is_made(memory: StandIn, host: str, share: Share, tmp_path: Path) -> None:
+    with pytest.raises(CvatError, match="does not find on its share: elsewhere/done/cam1/a") as caught:
+        pushed(host, share, tmp_path, prefix="elsewhere")
+    assert "--share-prefix" in str(caught.value.remedy)
+    assert memory.tasks == {}
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["requests", "status"])
 def test_pictures_that_only_the_worker_misses_are_told_and_the_same_task_goes_on(
     memory: StandIn, host: str, share: Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool

@@ -115,20 +115,20 @@ class Server:
         return _state(found[0], "status") if found else ("unknown", "")
 
     def shared(self, folder: str) -> set[str] | None:
-        """The names in a folder of the server's share; None where we may not look, or there is no such folder."""
-        what = f"share {folder or '/'}"
+        """The names in a folder of the server's share, none where it has no such folder; None where we may not look."""
+        what, path = f"share {folder or '/'}", f"/{folder}".rstrip("/") + "/"
         try:
-            found = self._calls.read(
-                what, self._api.server_api.list_share_endpoint, directory=f"/{folder}".rstrip("/") + "/"
-            )
+            found = self._calls.read(what, self._api.server_api.list_share_endpoint, directory=path)
         except FailedError as failure:
-            if failure.kind in (ExitCode.CVAT_FORBIDDEN, ExitCode.CVAT_NOT_FOUND, ExitCode.CVAT_REFUSED):
-                logger.debug("{}", failure)
+            logger.debug("{}", failure)
+            if failure.kind == ExitCode.CVAT_REFUSED:  # `is an invalid directory`
+                return set()
+            if failure.kind in (ExitCode.CVAT_FORBIDDEN, ExitCode.CVAT_NOT_FOUND):
                 return None
             raise
-        return (
-            {str(entry.get("name")) for entry in found if isinstance(entry, dict)} if isinstance(found, list) else None
-        )
+        if not isinstance(found, list):
+            return None
+        return {str(entry.get("name")) for entry in found if isinstance(entry, dict)}
 
     def _pages(self, what: str, endpoint: Any, params: Mapping[str, Any]) -> list[Answer]:
         results: list[Answer] = []
