@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -30,6 +30,8 @@ EXACT = 0.25  # a tolerance below this moves nothing on the pixel grid: take the
 STRAY = 1.71  # approxPolyDP drops some points of its result again, if they lie within the tolerance/√2 of their line
 STRIP = 16  # rows worked on at a time (at least 2): 0.3 MB at 5,184 columns, so it stays in the processor's cache
 QUARTERS = 4  # an outline's points lie on quarters of a pixel: as whole numbers, simplifying them is exact
+AT_ONCE = 1 << 14  # border pixels whose outlines are made together: a few MB
+COMPARED = 16  # polygons compared together
 HALF_LINE = 0.4  # half-width given to a straight line of pixels; below 0.5, so that rounding gives the line back
 
 
@@ -341,7 +343,26 @@ def outlines(mask: Mask, *, tolerance_px: float = 1.0, min_area_px: float = 16) 
     found = [(area, outer) for area, outer in found if area >= min_area_px]
     found.sort(key=lambda part: (-part[0], int(part[1][:, 1].min()), int(part[1][:, 0].min())))
     corner = np.array([mask.left, mask.top])
-    return [_outline(outer, area, tolerance_px) / QUARTERS + corner for area, outer in found]
+    return [
+        points / QUARTERS + corner
+        for some in _by_length(found)
+        for points in _simple_outlines([area for area, _ in some], _quarter_inside([o for _, o in some]), tolerance_px)
+    ]
+
+
+def _by_length(parts: Sequence[tuple[int, Chain]]) -> Iterator[list[tuple[int, Chain]]]:
+    """In turn, as many as have `AT_ONCE` border pixels together: noise has a hundred thousand parts, and each by itself
+    would cost many calls of numpy; all together would cost memory."""
+    some: list[tuple[int, Chain]] = []
+    length = 0
+    for part in parts:
+        some.append(part)
+        length += len(part[1])
+        if length >= AT_ONCE:
+            yield some
+            some, length = [], 0
+    if some:
+        yield some
 
 
 # The eight neighbours of a pixel, clockwise; the odd ones are its corners. OpenCV walks an outer border so that the
@@ -351,50 +372,105 @@ _NUMBER = np.zeros((3, 3), dtype=np.int64)
 _NUMBER[_AROUND[:, 1] + 1, _AROUND[:, 0] + 1] = np.arange(8)
 
 
-def _outline(outer: Chain, area: int, tolerance: float) -> Chain:
-    """A part's polygon in quarters of a pixel, simplified as far as the tolerance and the promise allow."""
-    exact = _quarter_inside(outer)
-    sure = 2 * (STRAY * tolerance + 1) * len(exact) * np.sqrt(2) <= (1 - KEPT) * area
-    while tolerance >= EXACT:
-        points = np.asarray(cv2.approxPolyDP(exact, tolerance * QUARTERS, True), dtype=np.int32).reshape(-1, 2)
-        if len(points) >= 3 and (sure or _read_iou(exact, points) >= KEPT):
-            return points
-        tolerance /= 2
-    return exact
+def _simple_outlines(areas: Sequence[int], exact: list[Chain], tolerance: float) -> list[Chain]:
+    """Parts' polygons in quarters of a pixel, each simplified as far as the tolerance and the promise allow."""
+    made, left, read = list(exact), list(range(len(exact))), _Read(exact)
+    while tolerance >= EXACT and left:
+        tried: list[tuple[int, Chain]] = []
+        again = []
+        for part in left:
+            points = np.asarray(cv2.approxPolyDP(exact[part], tolerance * QUARTERS, True), np.int32).reshape(-1, 2)
+            changed = 2 * (STRAY * tolerance + 1) * len(exact[part]) * np.sqrt(2)
+            if len(points) < 3:
+                again.append(part)
+            elif len(points) == len(exact[part]) or changed <= (1 - KEPT) * areas[part]:
+                made[part] = points
+            else:
+                tried.append((part, points))
+        for (part, points), iou_ in zip(tried, read.ious(tried) if tried else (), strict=True):
+            if iou_ >= KEPT:
+                made[part] = points
+            else:
+                again.append(part)
+        left, tolerance = sorted(again), tolerance / 2
+    return made
 
 
-def _quarter_inside(outer: Chain) -> Chain:
-    """A part's true edge, moved inwards by a quarter of a pixel, in quarters of a pixel: of each border pixel, the
+def _quarter_inside(chains: Sequence[Chain]) -> list[Chain]:
+    """Parts' true edges, moved inwards by a quarter of a pixel, in quarters of a pixel: of each border pixel, the
     corners on the side of the ground, no three of them in a row on one straight line."""
-    if len(outer) == 1:
-        met = _AROUND[1::2]
-        points = outer * QUARTERS + 2 + met
-    else:
-        before, after = np.roll(outer, 1, axis=0) - outer, np.roll(outer, -1, axis=0) - outer
-        start, end = _NUMBER[before[:, 1] + 1, before[:, 0] + 1], _NUMBER[after[:, 1] + 1, after[:, 0] + 1]
-        sweep = (start - end - 1) % 8 + 1  # back where it came from is a full turn
-        steps = np.arange(9)
-        met = (start[:, None] - steps) % 8
-        seen = (steps <= sweep[:, None]) & (met % 2 == 1)
-        points = (outer[:, None, :] * QUARTERS + 2 + _AROUND[met])[seen]
-    return _bends(points.astype(np.int32))
+    lengths = np.array([len(chain) for chain in chains])
+    pixels = np.concatenate(chains)
+    last, following = _neighbours(lengths)
+    before, after = pixels[last] - pixels, pixels[following] - pixels
+    start, end = _NUMBER[before[:, 1] + 1, before[:, 0] + 1], _NUMBER[after[:, 1] + 1, after[:, 0] + 1]
+    sweep = (start - end - 1) % 8 + 1  # back where it came from is a full turn, and so is a pixel by itself
+    steps = np.arange(9)
+    met = (start[:, None] - steps) % 8
+    seen = (steps <= sweep[:, None]) & (met % 2 == 1)
+    points = (np.repeat(pixels * QUARTERS + 2, seen.sum(axis=1), axis=0) + _AROUND[met[seen]]).astype(np.int32)
+    part = np.repeat(np.repeat(np.arange(len(chains)), lengths), seen.sum(axis=1))
+    for bent in (_moves, _turns):
+        keep = bent(points, *_neighbours(np.bincount(part)))
+        points, part = points[keep], part[keep]
+    return np.split(points, np.cumsum(np.bincount(part))[:-1])
 
 
-def _bends(points: Chain) -> Chain:
-    """Only the points where a closed line changes its direction."""
-    points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
-    into, out = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    turns = into[:, 0].astype(np.int64) * out[:, 1] != into[:, 1].astype(np.int64) * out[:, 0]
-    back = np.sum(into.astype(np.int64) * out, axis=1) < 0
-    return points[turns | back]
+def _neighbours(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each point of closed lines of these lengths, one after another: where the one before and the one after are."""
+    ends = np.cumsum(lengths)
+    at = np.arange(ends[-1])
+    before, after = at - 1, at + 1
+    before[ends - lengths], after[ends - 1] = ends - 1, ends - lengths
+    return before, after
 
 
-def _read_iou(exact: Chain, simplified: Chain) -> float:
-    """IoU of two polygons, in quarters of a pixel, as `pycocotools` fills them; by run lengths, no frame is drawn."""
-    from pycocotools import mask as runs  # whoever asks for contours only need not have it loaded
+def _moves(points: Chain, before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which points are not the same as the one before."""
+    return np.asarray(np.any(points != points[before], axis=1))
 
-    corner = exact.min(axis=0) // QUARTERS * QUARTERS
-    width, height = ((exact.max(axis=0) - corner) // QUARTERS + 1).tolist()
-    both = [((points - corner) / QUARTERS).ravel().tolist() for points in (exact, simplified)]
-    one, other = runs.frPyObjects(both, height, width)
-    return float(runs.iou([one], [other], [False])[0, 0])
+
+def _turns(points: Chain, before: npt.NDArray[np.int64], after: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """At which points closed lines change their direction."""
+    into, out = (points - points[before]).astype(np.int64), (points[after] - points).astype(np.int64)
+    return np.asarray((into[:, 0] * out[:, 1] != into[:, 1] * out[:, 0]) | (np.sum(into * out, axis=1) < 0))
+
+
+class _Read:
+    """Polygons in quarters of a pixel, as `pycocotools` fills them; by run lengths, no frame is drawn."""
+
+    def __init__(self, exact: Sequence[Chain]) -> None:
+        self._exact = exact
+        self._starts = np.cumsum([0, *map(len, exact[:-1])])
+        together = np.concatenate(exact)
+        self._corners = np.minimum.reduceat(together, self._starts) // QUARTERS * QUARTERS
+        reach = (np.maximum.reduceat(together, self._starts) - self._corners).max(axis=0)
+        self._width, self._height = (reach // QUARTERS + 1).tolist()
+        self._filled: dict[int, Any] = {}
+
+    def ious(self, others: Sequence[tuple[int, Chain]]) -> list[float]:
+        """IoU of each of these polygons with the exact one of its number. All of a few are compared with one another,
+        which is cheaper than asking once for each two."""
+        from pycocotools import mask as runs  # whoever asks for contours only need not have it loaded
+
+        new = [part for part, _ in others if part not in self._filled]
+        self._filled.update(zip(new, self._fill([(part, self._exact[part]) for part in new]), strict=True))
+        filled = self._fill(others)
+        found: list[float] = []
+        for first in range(0, len(others), COMPARED):
+            some = slice(first, first + COMPARED)
+            ones = [self._filled[part] for part, _ in others[some]]
+            found += runs.iou(ones, filled[some], [False] * len(ones)).diagonal().tolist()
+        return found
+
+    def _fill(self, polygons: Sequence[tuple[int, Chain]]) -> list[Any]:
+        from pycocotools import mask as runs
+
+        if not polygons:
+            return []
+        lengths = [len(points) for _, points in polygons]
+        corners = np.repeat(self._corners[[part for part, _ in polygons]], lengths, axis=0)
+        flat = ((np.concatenate([points for _, points in polygons]) - corners) / QUARTERS).ravel().tolist()
+        ends = np.cumsum(lengths).tolist()
+        lists = [flat[2 * (end - length) : 2 * end] for end, length in zip(ends, lengths, strict=True)]
+        return list(runs.frPyObjects(lists, self._height, self._width))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from sam_poll import geometry
 from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Mask, Size
 from tests.made_results import disc, filled, frames, mask_of, rectangle
@@ -117,3 +118,26 @@ def test_an_outline_costs_memory_by_its_border_and_not_by_the_picture() -> None:
     tracemalloc.stop()
     assert polygon[:, 0].min() == 59_000.25
     assert peak < 2_000_000
+
+
+@settings(deadline=None, max_examples=100)
+@given(frames(), st.sampled_from([0.25, 1.0, 3.0]), st.sampled_from([1, 40]), st.sampled_from([1, 3]))
+def test_parts_worked_on_together_become_what_each_becomes_alone(
+    frame: np.ndarray, tolerance: float, at_once: int, compared: int
+) -> None:
+    together = outlines(mask_of(frame), tolerance_px=tolerance, min_area_px=0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(geometry, "AT_ONCE", at_once)
+        patched.setattr(geometry, "COMPARED", compared)
+        apart = outlines(mask_of(frame), tolerance_px=tolerance, min_area_px=0)
+    assert len(together) == len(apart)
+    assert all(map(np.array_equal, together, apart))
+
+
+def test_outlines_of_noise_ask_the_readers_a_few_times_and_not_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = mask_of(np.random.default_rng(0).random((200, 200)) < 0.2)
+    asked = []
+    fill = coco.frPyObjects
+    monkeypatch.setattr(coco, "frPyObjects", lambda *given: asked.append(None) or fill(*given))
+    assert len(outlines(noise, min_area_px=4)) > 500
+    assert len(asked) < 20
