@@ -267,7 +267,7 @@ class _Side:
 
     def places(self, ends: tuple[int, int]) -> npt.NDArray[np.float64]:
         """Where the pixels' centres lie between the centres of the plane's."""
-        return (np.arange(*ends) + 0.5) * (self.filled / self.length) - 0.5
+        return (np.arange(*ends, dtype=np.float64) + 0.5) * (self.filled / self.length) - 0.5
 
     def tightened(self, along: npt.NDArray[np.float64]) -> tuple[int, int] | None:
         """The first pixel that is set at one of the places `along` the lines, and the one after the last."""
