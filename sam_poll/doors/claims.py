@@ -46,6 +46,9 @@ from sam_poll.fs import (
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
 _ANSWERED = ".answered"  # in a claim: one of its prompts is answered, so its picture belongs into done/
+_SHARES_STEM = ".shares_stem"  # in a claim: when it was made, another picture had the same stem; the answers' names say which it is
+_HELD = ".held"  # in a claim: what is not to be offered again at once when it is back in `in/`, and why
+_MAX_NOTE = 1 << 20
 _HOLD = re.compile(
     r"g(?P<generation>\d{1,9})\."
     r"(?:a(?P<attempt>\d{1,9})\.n(?P<prompts>\d{1,9})|(?P<place>done|failed|input)(?P<suffix>~\d{1,9})?)"
@@ -56,7 +59,10 @@ _HOLD = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What a claim's directory says by its name. `place` and `suffix`: the job is over, its files belong there."""
+    """What a claim's directory says by its name. `place` and `suffix`: the job is over, its files belong there.
+
+    `attempt` counts the runs begun; 0: it waits for its first one, with a daemon that runs nothing itself.
+    """
 
     generation: int
     worker: str
@@ -105,7 +111,8 @@ class Claim:
     """A claim that this daemon holds. `picture` and `prompts` are the names of files in it that are not put away yet.
 
     `suffix` is that of the picture's name in `done/`; `borrowed` is a picture (as it was called in `in/`) that lies in
-    `done/` already and stays there.
+    `done/` already and stays there. `giver` is who had it before it was taken over; `shares_stem`: another picture has this
+    one's stem.
     """
 
     folder: str
@@ -116,6 +123,8 @@ class Claim:
     suffix: str = ""
     borrowed: str | None = None
     answered: bool = False
+    shares_stem: bool = False
+    giver: str | None = None
     over: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -130,10 +139,13 @@ class Claim:
 
 
 class Claims:
-    """Takes, ends and takes over claims for one daemon. `still_there` raises OSError when the share is away."""
+    """Takes, ends and takes over claims for one daemon. `still_there` raises OSError when the share is away.
 
-    def __init__(self, layout: Layout, worker: str, still_there: Callable[[], object]) -> None:
-        self._layout, self.worker, self._still_there = layout, worker, still_there
+    `runs` is false for a daemon that claims so that others may run: what it holds is not at work, and not tried.
+    """
+
+    def __init__(self, layout: Layout, worker: str, still_there: Callable[[], object], *, runs: bool = True) -> None:
+        self._layout, self.worker, self._still_there, self.runs = layout, worker, still_there, runs
 
     # ── taking ──
 
@@ -146,7 +158,7 @@ class Claims:
         outer = self._layout.work / folder / outer_name(name)
         if not _make(outer):
             return None
-        claim = Claim(folder, outer, Hold(1, self.worker, prompts=len(prompts)))
+        claim = Claim(folder, outer, Hold(1, self.worker, attempt=int(self.runs), prompts=len(prompts)))
         if not _make(claim.path, parents=False):
             return None
         try:
@@ -188,25 +200,28 @@ class Claims:
 
         The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
         Nothing is counted where the claim was our own: it was given up because the share was sick. Unless it has
-        `ended` a process of ours.
+        `ended` a process of ours. Nor where we run nothing: whoever runs it counts when taking it over from us.
         """
         hold = found.hold
         if hold is None:
             return None
         try:
             left = len(self._prompts_in(found.path))
-            attempt = 1 if left < hold.prompts else hold.attempt + (ended or hold.worker != self.worker)
+            counts = self.runs and (ended or hold.worker != self.worker)
+            attempt = int(self.runs) if left < hold.prompts else hold.attempt + counts
             prompts = left or hold.prompts  # none left does not make it a picture that came without any
             mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=prompts)
             rename(found.path, found.outer / str(mine))
         except FileNotFoundError:
             return None
-        claim = Claim(found.folder, found.outer, mine)
+        claim = Claim(found.folder, found.outer, mine, giver=hold.worker)
         for name in self._names(claim):
             if self._layout.is_prompt(name):
                 claim.prompts.add(name)
             elif name.startswith(_ANSWERED):
                 claim.answered, claim.suffix = True, name[len(_ANSWERED) :]
+            elif name == _SHARES_STEM:
+                claim.shares_stem = True
             elif name.startswith(TEMP_PREFIX):
                 (claim.path / name).unlink(missing_ok=True)
             elif not name.startswith("."):
@@ -232,6 +247,37 @@ class Claims:
             self.alive(claim)
             (claim.path / f"{_ANSWERED}{claim.suffix}").touch()
         claim.answered = True
+
+    def mark_stem(self, claim: Claim) -> None:
+        """Write down that another picture has this one's stem: whoever runs the job may not know its neighbours."""
+        self.alive(claim)
+        (claim.path / _SHARES_STEM).touch()
+        claim.shares_stem = True
+
+    def hand_back(self, claim: Claim, suffix: str, note: bytes) -> bool:
+        """Have the one it was taken over from put everything left in the claim back into `in/`, and read `note` first.
+
+        False: that was ourselves. The rename is the moment that counts; whoever holds the claim then does the rest,
+        or whoever takes it over from that one. OSError: call again.
+        """
+        if claim.giver in (None, self.worker):
+            return False
+        with claim.lock:
+            ended = replace(claim.hold, place="input", suffix=suffix, worker=claim.giver or "")
+            try:
+                write_synced(claim.path / _HELD, note)
+                rename(claim.path, claim.outer / str(ended))
+            except FileNotFoundError:
+                self.alive(claim)
+                raise
+            claim.over = True
+        return True
+
+    def note(self, claim: Claim) -> bytes | None:
+        """What `hand_back` has noted, if anything."""
+        with contextlib.suppress(FileNotFoundError), (claim.path / _HELD).open("rb") as file:
+            return file.read(_MAX_NOTE)
+        return None
 
     def free(self, claim: Claim, place: str, names: Collection[str] | None = None) -> str:
         """A suffix under which these files of the claim (default: all) find their names free in a folder."""
@@ -390,13 +436,14 @@ def listing(work: Path) -> Listing:
                 elif not folder and entry.name.startswith(TEMP_PREFIX):
                     ours.append(path)
             elif entry.name.startswith("."):
-                claims.extend(_claims_in(folder, Path(entry.path)))
+                claims.extend(claims_in(folder, Path(entry.path)))
             else:
                 pending.append(path)
     return found
 
 
-def _claims_in(folder: str, outer: Path) -> Iterator[Found]:
+def claims_in(folder: str, outer: Path) -> Iterator[Found]:
+    """The claims of one name; a name without a claim is one without a hold."""
     try:
         names = [entry.name for entry in outer.iterdir()]
     except (FileNotFoundError, NotADirectoryError):

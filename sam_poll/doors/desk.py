@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from loguru import logger
 from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Claims, Found, outer_name
 from sam_poll.doors.finished import spellings
+from sam_poll.doors.held import noted
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
@@ -229,14 +230,18 @@ class Desk:
 
     # ── what dead daemons left ──
 
-    def resume(self, found: Found) -> list[Job]:
-        """Take a claim over and go on where it was left; no jobs if it only had to be finished. OSError."""
+    def resume(self, found: Found, *, handed: bool = False) -> list[Job]:
+        """Take a claim over and go on where it was left; no jobs if it only had to be finished. OSError.
+
+        `handed`: its holder lives, and has told us to.
+        """
         claim = self._claims.take_over(found, ended=found.outer in self._ended)
         if claim is None:
             return []
         hold = claim.hold
-        self.recovered += 1
-        logger.info(
+        self.recovered += not handed
+        logger.log(
+            "DEBUG" if handed else "INFO",
             "took over {} from {}: generation {}, attempt {}",
             shown(found.label),
             found.hold.worker if found.hold else "",
@@ -252,6 +257,7 @@ class Desk:
             suffix = (
                 hold.suffix if hold.place else claim.suffix if claim.answered else self._claims.free(claim, "input")
             )
+            self._take_note(claim)
             self._claims.close(claim, place, suffix)
             return []
         if claim.picture and not claim.answered and not self._layout.delete_input:
@@ -262,6 +268,11 @@ class Desk:
                 return [self._job(claim, name, _Read(ready, None, fault)) for name in self._names(claim)]
             reread = {name: joined.get(name or "") or self._reread(claim, name, ready) for name in self._names(claim)}
             return [self._job(claim, name, read) for name, read in reread.items()]
+
+    def _take_note(self, claim: Claim) -> None:
+        """What whoever gave the claim back wants not to be offered again at once."""
+        for held in noted(self._claims.note(claim) or b""):
+            self._scanner.hold(held.job, held.seen, held.seconds, held.error)
 
     def _join_waiting(self, claim: Claim, label: str) -> dict[str, _Read]:
         """Take the prompts along that have come for the claim's picture meanwhile, or were not taken with it."""
@@ -291,7 +302,7 @@ class Desk:
         return False
 
     def _poison(self, claim: Claim) -> PoisonError | None:
-        times = claim.hold.attempt - 1
+        times = claim.hold.attempt - self._claims.runs
         if times < self._manners.attempts:
             return None
         return PoisonError(
@@ -316,6 +327,8 @@ class Desk:
         named = claim.below(claim.picture) if claim.picture else claim.borrowed or ticket.rel
         place = with_suffix(self._layout.done / named, claim.suffix)
         picture = claim.path / claim.picture if claim.picture else place if claim.borrowed else b""
+        if not self._claims.runs and not claim.shares_stem and self._scanner.shares_stem(named):
+            self._claims.mark_stem(claim)
         identity = self._identity(ticket, named) + claim.suffix
         if len(os.fsencode(os.path.basename(identity))) + _LONGEST_SUFFIX > NAME_MAX:
             fault = fault or InputError(
@@ -340,6 +353,7 @@ class Desk:
     def _identity(self, ticket: Ticket, named: str) -> str:
         """The path of a job's outputs below `out/`, before the suffix."""
         folders = (self._layout.input, self._layout.done)
+        claim_shares = ticket.claim.shares_stem or self._scanner.shares_stem(named)
         # Who else is in `in/` or at work the scan has seen; one that has come since then sees this one at work.
         done = str(self._layout.done / os.path.splitext(named)[0])
         others = [other for other in spellings(done) if other != str(self._layout.done / named)]
@@ -347,7 +361,7 @@ class Desk:
         return job_id(
             ticket.rel,
             named,
-            shares_stem=self._scanner.shares_stem(named) or any(exists(other) for other in others),
+            shares_stem=claim_shares or any(exists(other) for other in others),
             twin=ticket.prompt is not None
             and twin != ticket.rel
             and self._layout.is_prompt(twin)
@@ -392,6 +406,11 @@ class Desk:
             if self._claimed.get(claim.outer) is claim:
                 self._ended.add(claim.outer)
                 del self._claimed[claim.outer]
+
+    def forget_all_but(self, paths: Collection[Path]) -> None:
+        """Of what was claimed here, only these are still ours."""
+        with self._lock:
+            self._claimed = {outer: claim for outer, claim in self._claimed.items() if claim.path in paths}
 
     def forget(self, claim: Claim) -> None:
         """It is over, or not ours any more."""

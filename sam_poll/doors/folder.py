@@ -23,12 +23,13 @@ from sam_poll.alarms import Alarms
 from sam_poll.doors.claims import Claims, Found
 from sam_poll.doors.desk import Desk, Ticket
 from sam_poll.doors.failures import report
+from sam_poll.doors.held import Held
 from sam_poll.doors.janitor import Janitor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.lease import Life, Watch
 from sam_poll.doors.looks import NEVER, look
 from sam_poll.doors.proof import Sentinel, prove, unusable
-from sam_poll.doors.scan import Manners, Scanner, by_picture
+from sam_poll.doors.scan import Manners, Ready, Scanner, by_picture
 from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
 from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
 from sam_poll.stats import Pulse
@@ -46,6 +47,8 @@ class FolderDoor:
     Entering proves the folders and gives the first sign of life; ShareError says what is in the way. `pulse` beats
     while the scan moves; `state` is what other daemons and `status` may know about this one.
     """
+
+    runs = True  # whether what it claims is at work here; or waits for somebody else
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class FolderDoor:
             except OSError as error:
                 raise unusable("work", Path(error.filename or layout.work), error) from error
             self._lives = Watch(layout.work, manners.lease_s)
-            self._claims = Claims(layout, self._life.worker, self._sentinel.check)
+            self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs)
             self._desk = Desk(layout, manners, self._scanner, self._claims)
             self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s)
             self._open = stack.pop_all()
@@ -168,10 +171,7 @@ class FolderDoor:
                 self._forget_unread()
                 took = time.monotonic() - started
                 abandoned = self._abandoned
-                for take in (
-                    *(partial(self._desk.resume, f) for f in abandoned),
-                    *(partial(self._desk.claim, g) for g in by_picture(ready)),
-                ):
+                for take in self._takes(abandoned, ready):
                     if stop.is_set() or time.monotonic() - started > max(self.manners.rescan_s, 10 * took):
                         self._wake.set()  # more is ready, but what has come meanwhile must not wait for all of it
                         break
@@ -195,6 +195,11 @@ class FolderDoor:
             stop.wait(min(took, 1.0))  # a burst of events must not turn into a scan for each
             self._wait(stop, min(due - time.monotonic(), self.manners.rescan_s))
 
+    def _takes(self, abandoned: list[Found], ready: list[Ready]) -> Iterator[Callable[[], list[Job]]]:
+        """What is to be claimed now, in this order; each is claimed before the next one is asked for."""
+        yield from (partial(self._desk.resume, found) for found in abandoned)
+        yield from (partial(self._desk.claim, group) for group in by_picture(ready))
+
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._pulse.beat()
@@ -207,6 +212,7 @@ class FolderDoor:
         """Look who works on what; returns the pictures that other daemons work on, and keeps what nobody does."""
         listing = self._claims.listing()
         found = listing.claims
+        self._listed({f.path for f in found if f.hold and f.hold.worker == self.worker})
         self._abandoned: list[Found] = []
         self._due = NEVER
         elsewhere: list[Found] = []
@@ -229,6 +235,9 @@ class FolderDoor:
             self._wake.set()
         # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
         return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
+
+    def _listed(self, own: set[Path]) -> None:
+        """These claims bear our name, at this look at `work/`."""
 
     def _taken(self, take: Callable[[], list[Job]]) -> list[Job]:
         try:
@@ -338,10 +347,15 @@ class FolderDoor:
         self._wake.set()
 
     def _hold(self, ticket: Ticket, suffix: str, seconds: float, error: SamPollError | None) -> None:
+        held = self._held_of(ticket, suffix, seconds, error)
+        self._scanner.hold(held.job, held.seen, held.seconds, held.error)
+
+    @staticmethod
+    def _held_of(ticket: Ticket, suffix: str, seconds: float, error: SamPollError | None) -> Held:
         claim = ticket.claim
         files = {claim.below(with_suffix(Path(n), suffix).name): n for n in (claim.picture, ticket.prompt) if n}
         seen = {file: signature for file, n in files.items() if (signature := look(claim.path / n))}
-        self._scanner.hold(list(files)[-1], seen, seconds, error)
+        return Held(list(files)[-1], seen, seconds, error)
 
     @contextmanager
     def _ours(self, ticket: Ticket) -> Iterator[None]:
