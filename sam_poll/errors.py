@@ -138,6 +138,10 @@ class PoisonError(InputError):
     code = "poison"
 
 
+class UnforeseenError(InputError):
+    """A surprise of ours, told as this one job's refusal: its input may be as it should."""
+
+
 class TooLargeError(InputError):
     """The job does not fit into the device's memory even on the last step of the ladder."""
 

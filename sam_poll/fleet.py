@@ -24,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
+from sam_poll import images
 from sam_poll.alarms import Alarms
 from sam_poll.errors import DeviceError, LostError, SamPollError
 from sam_poll.fs import shown
@@ -209,22 +211,24 @@ class Fleet:
     def _placed(self, job: Job) -> bool:
         """Give it to who wants work and has the picture's embedding, or else has least to do. False: nobody wants any
         just now."""
+        # One that comes as bytes may have a name that many have.
+        picture = job.name if isinstance(job.picture, Path) else images.digest_of(job.picture)
         with self._changed:  # to the end: a process may be buried at any moment, and must then have it or not
-            if any(job.name in m.pictures for m in self._members):
-                self._changed.wait_for(lambda: any(m.wants and job.name in m.pictures for m in self._members), _SAME_S)
+            if any(picture in m.pictures for m in self._members):
+                self._changed.wait_for(lambda: any(m.wants and picture in m.pictures for m in self._members), _SAME_S)
             else:
                 self._changed.wait_for(lambda: any(m.wants for m in self._members), _POLL_S)
             wanting = [m for m in self._members if m.wants]
             if not wanting:
                 return False
-            member = min(wanting, key=lambda m: (job.name not in m.pictures, len(m.jobs)))
+            member = min(wanting, key=lambda m: (picture not in m.pictures, len(m.jobs)))
             self._numbers += 1
             member.jobs[self._numbers] = job
             member.wants = False
             member.uncounted += 1
-            _remember(member, job.name)
+            _remember(member, picture)
             assert member.wire is not None
-            member.wire.send("job", replace(job, origin=self._numbers))
+            member.wire.send("job", replace(job, origin=self._numbers, gone=None))  # who is gone is seen here only
         return True
 
     def _give_back(self, job: Job, *, blame: bool) -> None:

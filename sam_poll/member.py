@@ -29,7 +29,7 @@ from sam_poll.wire import Wire, portable
 BEAT_S = 0.5
 _POLL_S = 0.1
 
-Equipment: TypeAlias = tuple[Engine, Sequence[Format], Sizes]
+Equipment: TypeAlias = tuple[Engine, Sequence[Format] | Mapping[str, Format], Sizes]
 Equip: TypeAlias = Callable[[], Equipment]  # travels as a pickle: a function of a module, maybe with arguments
 
 

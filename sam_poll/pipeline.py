@@ -17,7 +17,7 @@ import errno
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,11 +28,19 @@ from loguru import logger
 from sam_poll import bytesof, everything, geometry, images, prompts
 from sam_poll.alarms import Alarms
 from sam_poll.embeddings import Embeddings
-from sam_poll.errors import DeviceError, InputError, LostError, PictureError, SamPollError, UnfinishedError
+from sam_poll.errors import (
+    DeviceError,
+    InputError,
+    LostError,
+    PictureError,
+    SamPollError,
+    UnfinishedError,
+    UnforeseenError,
+)
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
 from sam_poll.tasks import Either, Hurried, Task, log_answer, result_of, timed
-from sam_poll.types import Door, Embedding, Engine, Everything, Format, Result
+from sam_poll.types import Door, Embedding, Engine, Everything, Format, Job, Result
 
 _POLL_S = 0.1
 _IDLE_S = 1.0
@@ -59,12 +67,15 @@ class Sizes:
 
 
 class Pipeline:
-    """Answers a door's jobs with an engine. `run` blocks until the door ends or `stop` is set."""
+    """Answers a door's jobs with an engine. `run` blocks until the door ends or `stop` is set.
+
+    `formats` are those that each job is answered in; by their names, where jobs choose (`Job.formats`).
+    """
 
     def __init__(
         self,
         engine: Engine,
-        formats: Sequence[Format],
+        formats: Sequence[Format] | Mapping[str, Format],
         *,
         sizes: Sizes | None = None,
         stats: Stats | None = None,
@@ -74,7 +85,8 @@ class Pipeline:
         on_result: Callable[[Result], None] | None = None,
     ) -> None:
         self._alarms, self._intake_pulse, self._device_pulse = alarms or Alarms(), intake or Pulse(), device or Pulse()
-        self._engine, self._formats, self._on_result = engine, list(formats), on_result
+        self._formats = formats if isinstance(formats, Mapping) else {str(n): f for n, f in enumerate(formats)}
+        self._engine, self._on_result = engine, on_result
         self._sizes, self.stats = sizes or Sizes(), stats or Stats()
         self._embeddings = Embeddings(self._sizes.cache_mib << 20)
         engine.relieve_by(self._embeddings.let_go)
@@ -174,7 +186,7 @@ class Pipeline:
         """Run a stage; whatever goes wrong with this job ends this job only."""
         if task.left:
             return
-        if self._hurry.is_set() or self._fatal:
+        if self._hurry.is_set() or self._fatal or task.unwanted:
             self._release(task)
             return
         job = task.job
@@ -209,7 +221,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001  one job's surprise must not end the daemon
             logger.opt(exception=True).error("job {}: unexpected {}", shown(task.job.id), type(error).__name__)
             reason = f"unexpected {type(error).__name__}: {error}"
-            self._reject(task, InputError(reason, remedy="please report this with the log"))
+            self._reject(task, UnforeseenError(reason, remedy="please report this with the log"))
 
     def _decode_next(self, task: Task) -> None:
         try:
@@ -244,18 +256,22 @@ class Pipeline:
 
     def _look_at(self, task: Task, data: bytes) -> None:
         """Decode the picture and make it ready for the network; unless it is known, and nobody draws on it."""
-        info, sizes = self._engine.info, self._sizes
+        info, (drawn, cover) = self._engine.info, self._drawn(task.job)
         task.key = images.digest_of(data), info.side
-        kept = None if sizes.pixels or task.crops else self._embeddings.get(task.key)
+        kept = None if drawn or task.crops else self._embeddings.get(task.key)
         if kept:
             task.embedding, task.size, task.notes = kept.embedding, kept.embedding.frame.size, kept.notes
             return
-        cover = max(sizes.cover, info.side << task.crops if task.crops else 0)
-        picture = images.decode_for(data, info, cover=cover, max_pixels=sizes.max_pixels, digest=task.key[0])
+        cover = max(cover, info.side << task.crops if task.crops else 0)
+        picture = images.decode_for(data, info, cover=cover, max_pixels=self._sizes.max_pixels, digest=task.key[0])
         task.size, task.notes = picture.size, picture.notes
         task.prepared = self._engine.prepare(picture)
         task.key = picture.digest, task.prepared.frame.side
-        task.picture = picture if sizes.pixels or task.crops else None
+        task.picture = picture if drawn or task.crops else None
+
+    def _drawn(self, job: Job) -> tuple[bool, int]:
+        """Whether a format draws on the picture, and the least side that it wants."""
+        return (self._sizes.pixels, self._sizes.cover) if job.formats is None else (job.cover > 0, job.cover)
 
     def _device_loop(self) -> None:
         while True:
@@ -294,6 +310,7 @@ class Pipeline:
 
     def _encode(self, batch: list[Task]) -> None:
         """Encode what is not known yet, together. A failure here shows again, job by job, in `_predict`."""
+        batch = [task for task in batch if not task.unwanted]
         for task in batch:
             kept = None if task.embedding else self._embeddings.get(task.key)
             task.embedding = kept.embedding if kept else task.embedding
@@ -337,36 +354,40 @@ class Pipeline:
             self._fail(error, [task])
             return
         task.prepared = task.embedding = None
-        task.picture = task.picture if self._sizes.pixels else None
+        task.picture = task.picture if self._drawn(task.job)[0] else None
         self._finishers.submit(self._guarded, self._finish, task)
 
     def _ask(self, task: Task, embedding: Embedding) -> None:
         asked = task.job.prompts
         if isinstance(asked, Everything):
-            task.found = everything.segment(self._engine, embedding, asked, picture=task.picture, between=self._breathe)
-        else:
+            between = partial(self._breathe, task)
+            task.found = everything.segment(self._engine, embedding, asked, picture=task.picture, between=between)
+        elif task.prompts:
             task.logits = self._engine.decode(embedding, task.prompts)
+        if task.job.embedding:
+            task.array = embedding.array()
 
-    def _breathe(self) -> None:
+    def _breathe(self, task: Task) -> None:
         """Between two steps of a long job: all can see that it moves, and it ends when it must. Hurried."""
         if threading.current_thread() is self._device:
             self._device_pulse.beat()
         self.stats.advanced()
-        if self._hurry.is_set() or self._fatal:
+        if self._hurry.is_set() or self._fatal or task.unwanted:
             raise Hurried
 
     def _finish(self, task: Task) -> None:
         asked = task.job.prompts
         with timed(task, "masks"):
             if isinstance(asked, Everything):
-                masks = everything.masks(task.found, asked, between=self._breathe)
+                masks = everything.masks(task.found, asked, between=partial(self._breathe, task))
             else:
                 pairs = zip(task.logits, task.prompts, strict=True)
                 masks = [geometry.mask_of(logits, prompt.label) for logits, prompt in pairs]
         task.found = []
         result = result_of(task, masks)
+        chosen = self._formats if task.job.formats is None else task.job.formats
         with timed(task, "formats"):
-            documents = [document for make in self._formats for document in make(result)]
+            documents = [document for name in chosen for document in self._formats[name](result)]
         with timed(task, "deliver"):
             delivered = self._persist(lambda: self._door.deliver(task.job, documents), task)
         if not delivered:

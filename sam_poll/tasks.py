@@ -19,6 +19,7 @@ from sam_poll.types import (
     Candidate,
     Embedding,
     Everything,
+    Field,
     Job,
     Logits,
     Mask,
@@ -47,6 +48,7 @@ class Task:
     embedding: Embedding | None = None
     logits: list[Logits] = field(default_factory=list)  # one for each prompt
     found: list[Candidate] = field(default_factory=list)  # where everything was asked for
+    array: Field | None = None  # the embedding itself, where it was asked for
     info: ModelInfo | None = None
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -54,12 +56,17 @@ class Task:
     refused: bool = False  # it is to be rejected
 
     @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.job.gone is not None and self.job.gone.is_set()
+
+    @property
     def crops(self) -> int:
         """How many layers of crops are asked for, which are cut from the picture itself."""
         return self.job.prompts.crops if isinstance(self.job.prompts, Everything) else 0
 
 
-class Hurried(Exception):  # noqa: N818  not an error: the run ends, and the job goes back
+class Hurried(Exception):  # noqa: N818  not an error: the run ends, or nobody waits; the job goes back
     """The work on a job is broken off."""
 
 
@@ -80,6 +87,7 @@ def result_of(task: Task, masks: Sequence[Mask]) -> Result:
         picture=task.picture,
         timings=task.timings,
         notes=notes,
+        embedding=task.array,
     )
 
 

@@ -153,7 +153,8 @@ class Candidate:
     `stability` the IoU of the mask cut at logit 1 with the one cut at -1. `plane` is the decoder's low resolution, and
     `crop` (left, top, width, height) the part of it where the mask lies. Of that crop `inside` are the signs, one bit a
     pixel (numpy.packbits), `edge` the logits along the mask's edge, float32, row by row.
-    `size` is the whole picture's, and `corner` where the frame's picture lies in it: it may be a crop (`Everything.crops`).
+    `size` is the whole picture's, and `corner` where the frame's picture lies in it: that may be a crop
+    (`Everything.crops`).
     """
 
     box: Box
@@ -212,7 +213,11 @@ class Job:
     `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`. `fault` is set when
     the door already knows that the job must be rejected (a prompt that cannot be understood). `sha256` (lower case hex)
     and `nbytes` are what the picture's file must be, where the prompt says so. `attempt` counts the runs that this one
-    is the latest of: above 1, an earlier one ended its process, and the job is run alone."""
+    is the latest of: above 1, an earlier one ended its process, and the job is run alone.
+
+    `formats` names the formats this job is answered in; None: those of the pipeline. A format of these that draws on
+    the picture wants it decoded with sides of at least `cover` pixels; 0: none of them draws. `embedding`: hand the
+    picture's embedding out, too. `gone` is set when nobody waits for the answer any more."""
 
     id: str
     name: str
@@ -224,6 +229,10 @@ class Job:
     nbytes: int | None = None
     generation: int = 1
     attempt: int = 1
+    formats: tuple[str, ...] | None = None
+    cover: int = 0
+    embedding: bool = False
+    gone: Event | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +241,8 @@ class Result:
 
     Where everything was asked for there are no prompts, and the masks come by predicted IoU, the best first.
     `prompts` are as used (clipped); `picture` is the decoded picture (for the overlay; maybe at reduced scale);
-    `timings` are milliseconds by stage; `notes` say what a reader should know (a clipped box).
+    `timings` are milliseconds by stage; `notes` say what a reader should know (a clipped box). `embedding` is there
+    where the job has asked for it: float32, 1×C×h×w, at the side of `model`.
     """
 
     job_id: str
@@ -244,6 +254,7 @@ class Result:
     picture: Picture | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    embedding: Field | None = None
 
 
 @dataclass(frozen=True, slots=True)

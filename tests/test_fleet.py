@@ -452,7 +452,7 @@ def test_a_pictures_further_prompts_go_to_the_process_that_knows_it() -> None:
     for number, (name, who_wants) in enumerate([("x", [1]), ("y", [0]), ("x", [0, 1]), ("y", [0, 1]), ("x", [0])]):
         for index, member in enumerate(fleet._members):
             member.wants = index in who_wants
-        assert fleet._placed(Job(f"j{number}", name, b"", (Prompt(),)))
+        assert fleet._placed(Job(f"j{number}", "picture.jpg", name.encode(), (Prompt(),)))  # bytes: by what they are
     given = [[message[1].id for message in wire.sent] for wire in wires]
     assert given == [["j1", "j3", "j4"], ["j0", "j2"]]
 
