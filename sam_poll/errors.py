@@ -94,7 +94,14 @@ class CvatError(SamPollError):
     code = "cvat"
     exit_code = ExitCode.CVAT_REFUSED
 
-    def __init__(self, reason: str, kind: ExitCode, *, place: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        kind: ExitCode = ExitCode.CVAT_REFUSED,
+        *,
+        place: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
         super().__init__(reason, place=place, remedy=remedy)
         self.kind = kind
 
