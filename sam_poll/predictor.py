@@ -116,20 +116,10 @@ class Predictor:
 
         InputError for another network; TooLargeError while memory is too short for a side of 1024.
         """
-        if self.info.family == "sam2":
-            raise InputError(
-                f"the embedding of {self.info.name} cannot be handed out: SAM2 has no decoder elsewhere that takes it",
-                remedy="use a SAM1 network (sam_vit_b, sam_vit_l, sam_vit_h)",
-            )
+        check_decodable_elsewhere(self.info)
         with self._device():
             made = self._embedding(known).array()
-        if made.shape != (1, 256, BROWSER_SIDE, BROWSER_SIDE):
-            raise TooLargeError(
-                f"the embedding was made at a side of {self.info.side}, as {made.shape[2]} × {made.shape[3]}; "
-                f"its decoder takes {BROWSER_SIDE} × {BROWSER_SIDE}",
-                remedy="free memory on the device; the side should be 1024",
-            )
-        return np.ascontiguousarray(made, dtype=np.float32)
+        return for_browsers(made, self.info)
 
     @contextmanager
     def _device(self) -> Iterator[None]:
@@ -158,6 +148,27 @@ class Predictor:
         (made,) = self._engine.encode([known.prepared])
         self._embeddings.put((known.digest, made.frame.side), made, known.notes)
         return made
+
+
+def check_decodable_elsewhere(info: ModelInfo) -> None:
+    """InputError for a network whose embeddings nobody else can decode."""
+    if info.family == "sam2":
+        raise InputError(
+            f"the embedding of {info.name} cannot be handed out: SAM2 has no decoder elsewhere that takes it",
+            remedy="use a SAM1 network (sam_vit_b, sam_vit_l, sam_vit_h)",
+        )
+
+
+def for_browsers(made: Field, info: ModelInfo) -> Field:
+    """An embedding as CVAT's decoder in the browser takes it: float32, 1×256×64×64. TooLargeError while memory is too
+    short for a side of 1024."""
+    if made.shape != (1, 256, BROWSER_SIDE, BROWSER_SIDE):
+        raise TooLargeError(
+            f"the embedding was made at a side of {info.side}, as {made.shape[2]} × {made.shape[3]}; "
+            f"its decoder takes {BROWSER_SIDE} × {BROWSER_SIDE}",
+            remedy="free memory on the device; the side should be 1024",
+        )
+    return np.ascontiguousarray(made, dtype=np.float32)
 
 
 def _digest_of_pixels(pixels: Pixels) -> str:

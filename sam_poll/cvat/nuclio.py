@@ -10,8 +10,6 @@ started anew by Nuclio; requests that wait at that moment get no answer.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import threading
 import time
@@ -20,13 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from sam_poll import geometry
 from sam_poll.cvat import refusal, request, text
 from sam_poll.errors import DeviceError, ExitCode, InputError, SamPollError, SettingsError, TooLargeError
 from sam_poll.predictor import Known, Predictor
-from sam_poll.types import Everything, Mask, Size
+from sam_poll.types import Everything, Mask
 
 END_AFTER_S = 1.0  # for the answer to get out before the process ends
 LABEL = "LABEL"  # environment: the one label of what a detector finds
@@ -76,12 +71,8 @@ class Service:
 
         def answer(asked: request.Asked, known: Known) -> str:
             if asked.prompt is not None:
-                (mask,) = self.predictor.predict(known, [asked.prompt])
-                return text.frame(mask, known.size, head='{"mask": ', tail="}")
-            found = self._everything(asked, known)
-            together = _union(found, known.size, self.label)
-            tail = f', "objects": {text.listed(found)}}}'
-            return text.frame(together, known.size, head='{"mask": ', tail=tail)
+                return text.interacted(self.predictor.predict(known, [asked.prompt]), known.size, clicked=True)
+            return text.interacted(self._everything(asked, known), known.size, clicked=False)
 
         return self._answered(context, event, answer)
 
@@ -94,8 +85,7 @@ class Service:
         the browser has them."""
 
         def answer(asked: request.Asked, known: Known) -> str:
-            blob = self.predictor.image_embedding(known).astype("<f4").tobytes()
-            return json.dumps({"blob": base64.b64encode(blob).decode("ascii")})
+            return text.embedded(self.predictor.image_embedding(known))
 
         return self._answered(context, event, answer, clicks=False)
 
@@ -127,14 +117,6 @@ class Service:
         size, took_ms = known.size, (time.monotonic() - started) * 1000
         context.logger.info(f"{size.width}×{size.height} answered in {took_ms:.0f} ms")
         return context.Response(body=body, headers={}, content_type="application/json", status_code=200)
-
-
-def _union(masks: list[Mask], size: Size, label: str) -> Mask:
-    together = np.zeros((size.height, size.width), dtype=bool)
-    for mask in masks:
-        height, width = mask.pixels.shape
-        together[mask.top : mask.top + height, mask.left : mask.left + width] |= mask.pixels
-    return geometry.tight(together, label, max((mask.score for mask in masks), default=0.0))
 
 
 def _options(env: Mapping[str, str]) -> dict[str, Any]:

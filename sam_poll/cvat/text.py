@@ -7,6 +7,7 @@ What can still go wrong here: the answer's size; who reads it as lists needs a g
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from sam_poll import geometry
 from sam_poll.formats import published_score
 from sam_poll.formats.cvat import flat
-from sam_poll.types import Bitmap, Mask, Size
+from sam_poll.types import Bitmap, Field, Mask, Size
 
 NOISY = 16  # a row of more runs than one for so many pixels is written pixel by pixel
 Row = list[tuple[int, int]]  # the runs of set pixels, first and end
@@ -42,6 +43,21 @@ def frame(mask: Mask, size: Size, *, head: str = "", tail: str = "") -> str:
     return b"".join(parts).decode("ascii")
 
 
+def interacted(masks: Sequence[Mask], size: Size, *, clicked: bool) -> str:
+    """An interactor's answer, `{"mask": [[0,255,…],…]}`: the one mask of what was `clicked`. Else all that was found,
+    taken together, and in `objects` each by itself, in few words."""
+    if clicked:
+        (mask,) = masks
+        return frame(mask, size, head='{"mask": ', tail="}")
+    return frame(_together(masks, size), size, head='{"mask": ', tail=f', "objects": {listed(masks)}}}')
+
+
+def embedded(embedding: Field) -> str:
+    """SAM1's answer for the decoder in the browser: `{"blob": base64 of float32 1×256×64×64}`."""
+    blob = base64.b64encode(embedding.astype("<f4").tobytes()).decode("ascii")
+    return f'{{"blob": "{blob}"}}'
+
+
 def detected(masks: Sequence[Mask]) -> str:
     """A detector's answer: `[{"confidence","label","type":"mask","points","mask"}, …]`, empty masks left out.
 
@@ -56,6 +72,14 @@ def listed(masks: Sequence[Mask]) -> str:
     """The same objects with `rle` in place of `mask`: run lengths, and the box behind them, as CVAT's API takes masks.
     A thousandth of the text."""
     return json.dumps([_named(mask) | {"rle": flat(mask)} for mask in masks if mask.pixels.size])
+
+
+def _together(masks: Sequence[Mask], size: Size) -> Mask:
+    together = np.zeros((size.height, size.width), dtype=bool)
+    for mask in masks:
+        height, width = mask.pixels.shape
+        together[mask.top : mask.top + height, mask.left : mask.left + width] |= mask.pixels
+    return geometry.tight(together, "", 0.0)
 
 
 def _detected(mask: Mask) -> str:
