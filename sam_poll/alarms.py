@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from loguru import logger
 
-KINDS = ("share", "read", "output", "lease", "stuck")
+KINDS = ("share", "read", "output", "lease", "stuck", "redis")
 _REMIND_S = 600.0
 
 

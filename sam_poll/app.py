@@ -43,7 +43,7 @@ from sam_poll.predictor import Predictor
 from sam_poll.settings import Settings, absolute
 from sam_poll.types import Engine, Format, Job, Result
 
-_LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
+LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
 
@@ -218,8 +218,9 @@ def bounded_stop(stop: threading.Event, after_s: float, end: Callable[[int], obj
         over.set()
 
 
-def metrics_of(settings: Settings, signs: Signs, door: FolderDoor) -> AbstractContextManager[None]:
-    """Metrics served as long as this is entered, if the settings ask for them. SettingsError where they cannot be."""
+def metrics_of(settings: Settings, signs: Signs, door: Any) -> AbstractContextManager[None]:
+    """Metrics served as long as this is entered, if the settings ask for them. SettingsError where they cannot be.
+    `door` is what `metrics.Share` wants."""
     address = settings.health.metrics
     if address is None:
         return nullcontext()
@@ -253,13 +254,13 @@ def watch(
     # The share is proved and the port opened before the model is loaded: the cheap mistakes are told first.
     with (
         stop_on_signals() as stop,
-        bounded_stop(stop, _LAST_RESORT_S),
+        bounded_stop(stop, LAST_RESORT_S),
         door,
         metrics_of(settings, signs, door),
     ):
         notify(f"STATUS=loading {settings.model}")
         door.glance()  # what lies there settles while the model is loaded
-        with _workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
+        with workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
             how = "events" if manners.events else "polling"
             logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
             with _watched(settings, signs, door, stop, notify, console):
@@ -271,7 +272,7 @@ def watch(
 
 
 @contextmanager
-def _workforce(
+def workforce(
     settings: Settings,
     signs: Signs,
     stop: threading.Event,

@@ -16,6 +16,7 @@ import typer
 from sam_poll import __version__
 from sam_poll.cvat import commands as cvat_commands
 from sam_poll.errors import ExitCode, ShareError, UsageError
+from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
 models = typer.Typer(help="List, download and verify the networks' weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(cvat_commands.app, name="cvat")
+app.command()(redis)
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
 In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]

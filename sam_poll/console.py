@@ -127,8 +127,9 @@ class Heartbeat:
         waiting: Callable[[], int],
         alarms: Callable[[], Sequence[Alarm]] = tuple,
         every_s: float = 60.0,
+        what: str = "file",
     ) -> None:
-        self._now, self._waiting, self._alarms, self._every_s = now, waiting, alarms, every_s
+        self._now, self._waiting, self._alarms, self._every_s, self._what = now, waiting, alarms, every_s, what
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -146,7 +147,7 @@ class Heartbeat:
             now, alarms = self._now(), self._alarms()
             if (now.answered, now.rejected) != before or now.at_work or alarms:
                 before = (now.answered, now.rejected)
-                logger.log("WARNING" if alarms else "INFO", "{}", status_line(now, self._waiting(), alarms))
+                logger.log("WARNING" if alarms else "INFO", "{}", status_line(now, self._waiting(), alarms, self._what))
 
 
 def summary(now: Snapshot) -> str:
@@ -158,9 +159,9 @@ def summary(now: Snapshot) -> str:
     return f"{done}{rejected}, {rate:.1f} jobs/s"
 
 
-def status_line(now: Snapshot, waiting: int, alarms: Sequence[Alarm] = ()) -> str:
+def status_line(now: Snapshot, waiting: int, alarms: Sequence[Alarm] = (), what: str = "file") -> str:
     """The summary with what waits and what is wrong, as the log and systemd have it."""
-    return "; ".join([f"{summary(now)}, {count(waiting, 'file')} waiting", *map(alarm_line, alarms)])
+    return "; ".join([f"{summary(now)}, {count(waiting, what)} waiting", *map(alarm_line, alarms)])
 
 
 def alarm_line(alarm: Alarm) -> str:

@@ -43,7 +43,8 @@ from sam_poll.setting_kinds import (
 from sam_poll.yaml_lines import NotYaml, read_yaml, scalar
 
 PREFIX = "SAM_POLL_"
-NOT_SETTINGS = ("SAM_POLL_CACHE", "SAM_POLL_CONFIG")  # the model cache (read by the catalogue); the path of config.yaml
+# the model cache (read by the catalogue); the path of config.yaml; a server's URL, which may hold a password
+NOT_SETTINGS = ("SAM_POLL_CACHE", "SAM_POLL_CONFIG", "SAM_POLL_REDIS_URL")
 MAX_FILE_BYTES = 1024 * 1024
 
 # Kubernetes gives every container these for a service named sam-poll; they are not meant for us.

@@ -95,7 +95,7 @@ def test_before_anything_happens_all_series_are_there_and_zero(served: int) -> N
     jobs = seen["sam_poll_jobs_total"]
     assert {("answered", ""), ("rejected", "prompt"), ("rejected", "picture"), ("released", "")} <= set(jobs)
     assert set(jobs.values()) == {0}
-    assert seen["sam_poll_alarm"] == {(kind,): 0 for kind in ("share", "read", "output", "lease", "stuck")}
+    assert seen["sam_poll_alarm"] == {(kind,): 0 for kind in ("share", "read", "output", "lease", "stuck", "redis")}
     assert seen["sam_poll_info"] == {(__version__, "", ""): 1}
 
 
