@@ -13,10 +13,11 @@ from pathlib import Path
 
 from sam_poll import images, prompts
 from sam_poll import settings as settings_
-from sam_poll.annotations import Annotated, cvat_xml, files
+from sam_poll.annotations import Annotated, files
 from sam_poll.annotations.reading import image_place
 from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
+from sam_poll.doors.spread import asked
 from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
 from sam_poll.types import Box, Everything, Job, Point, Prompt
 
@@ -154,9 +155,8 @@ def _is_annotations(name: str) -> bool:
 def _annotations(path: Path) -> Finding:
     """Whether all its pictures would get a prompt file; each with the prompt that it would be."""
     try:
-        for annotated in cvat_xml.read(path.read_bytes()):
-            if files.asks(annotated):
-                _check_asked(annotated, prompts.parse(files.prompt_file(annotated, os.path.basename(annotated.name))))
+        for annotated, chosen in asked(path.read_bytes(), path.name, images.is_picture)[0]:
+            _check_asked(annotated, prompts.parse(files.document(chosen, os.path.basename(annotated.name))))
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))
     except SamPollError as error:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sam_poll.doors.claims import Claims
+from sam_poll.doors.spread import Spreader
+from sam_poll.errors import PromptError
+from sam_poll.oneoff import check
 from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 
 BOXED = '<box label="dog" xtl="10" ytl="10" xbr="50" ybr="40"/>'
@@ -223,3 +227,99 @@ def test_labels_and_negative_points_reach_the_prompt(share: Share) -> None:
     prompt = json.loads((share.layout.done / "dog.annotations.json").read_text())
     assert [o["label"] for o in prompt["objects"]] == ["dog"]
     assert [p["label"] for p in prompt["objects"][0]["points"]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x.jpg", "x.annotations.json/y.jpg"),
+        ("x.annotations.json/y.jpg", "x.jpg"),
+        ("dangling/y.jpg",),
+        ("dangling/below/y.jpg",),
+        ("loop/y.jpg",),
+        ("link/y.jpg",),
+        ("file/below/y.jpg",),
+    ],
+)
+def test_whatever_is_in_the_way_of_a_prompt_the_other_pictures_are_answered(
+    share: Share, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    picture(share, "dog.jpg")
+    share.drop("file", "")
+    for link, target in (("link", other), ("dangling", other / "nowhere"), ("loop", share.layout.input / "loop")):
+        (share.layout.input / link).symlink_to(target)
+    share.drop("annotations.xml", xml(*((name, BOXED) for name in (*names, "dog.jpg"))))
+    counts = share.run_once(rescan_s=0.1)
+    assert (counts.answered, counts.rejected) == (1, 0)
+    waiting = [path for path in share.tree("input") if path.endswith(".json")]
+    assert len(waiting) == len(names), "each waits for its picture where the scan finds it"
+    assert list(other.iterdir()) == []
+    assert share.tree("work") == []
+
+
+def test_a_picture_whose_path_would_be_too_long_refuses_the_file(share: Share) -> None:
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", xml(("/".join(["d" * 200] * 25) + "/y.jpg", BOXED), ("dog.jpg", BOXED)))
+    counts = share.run_once(rescan_s=0.1)
+    assert (counts.answered, counts.rejected) == (0, 1)
+    assert "longer than a path" in share.error("annotations")["reason"]
+
+
+def test_two_names_that_fit_one_picture_are_refused_and_not_both_answered_on_it(share: Share) -> None:
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED), ("cam1/dog.jpg", BOXED)))
+    assert share.run_once().answered == 0
+    assert "fits 'dog.jpg'" in share.error("annotations")["reason"]
+    assert share.tree("input") == ["dog.jpg"]
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_a_new_picture_of_the_same_name_does_not_pass_for_the_one_in_done_that_is_named(
+    share: Share, at_work: bool
+) -> None:
+    share.pair("dog", seed=1)
+    share.run_once()
+    picture(share, "dog.jpg", seed=2)
+    if at_work:
+        claims = Claims(share.layout, "another", lambda: None)
+        assert claims.take("dog.jpg", "dog.jpg", [])
+    share.drop("annotations.xml", xml(("done/dog.jpg", BOXED)))
+    assert spread_alone(share) == "another picture of its name"
+    share.drop("second.xml", xml(("in/dog.jpg", BOXED)))
+    assert spread_alone(share, "second.xml") == "dog.second.json"
+
+
+def spread_alone(share: Share, name: str = "annotations.xml") -> str:
+    """One file, without a daemon: what its prompt is called, or a part of why it is refused."""
+    claims = Claims(share.layout, "tester", lambda: None)
+    claim = claims.take(name, None, [name])
+    assert claim
+    try:
+        assert Spreader(share.layout).spread(claim, name)
+    except PromptError as error:
+        assert share.tree("input") in ([], ["dog.jpg"])
+        return "another picture of its name" if "another picture of its name" in error.reason else error.reason
+    (made,) = (path for path in share.tree("input") if path.endswith(".json"))
+    return made
+
+
+def test_a_copy_of_the_picture_that_is_named_in_done_is_as_good(share: Share) -> None:
+    share.pair("dog", seed=1)
+    share.run_once()
+    picture(share, "dog.jpg", seed=1)
+    share.drop("annotations.xml", xml(("done/dog.jpg", BOXED)))
+    assert share.run_once().answered == 1
+
+
+@pytest.mark.parametrize("shapes", ["", '<polygon label="dog" points="1,1;2,2;3,1"/>'])
+@pytest.mark.parametrize("name", ["dog.jpg", "../dog.jpg", "frame_000001", ".hidden/dog.jpg"])
+@pytest.mark.parametrize("boxes", ["", BOXED, '<points label="negative" points="1,1"/>'])
+def test_check_says_of_a_file_what_the_folder_says(share: Share, name: str, shapes: str, boxes: str) -> None:
+    share.drop("annotations.xml", xml((name, shapes + boxes)))
+    (finding,) = check([share.layout.input / "annotations.xml"])
+    counts = share.run_once()
+    assert (finding.error is None) == (counts.rejected == 0)
+    if finding.error:
+        assert finding.error.reason == share.error("annotations")["reason"]

@@ -14,24 +14,28 @@ says. Pictures' sizes are not compared with those the file tells: whether boxes 
 from __future__ import annotations
 
 import contextlib
+import errno
+import filecmp
 import hashlib
 import itertools
 import json
 import os
 import posixpath
 import shutil
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from loguru import logger
 
-from sam_poll.annotations import Annotated, cvat_xml, files
-from sam_poll.doors.claims import Claim
+from sam_poll.annotations import Annotated, Asked, cvat_xml, files
+from sam_poll.annotations.reading import image_place
+from sam_poll.doors.claims import Claim, outer_name
 from sam_poll.doors.layout import Layout, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import PromptError
-from sam_poll.fs import NAME_MAX, NO_FILE, cut, exists, move_new, open_plain, shown, sync_folder, with_suffix
+from sam_poll.fs import NAME_MAX, NO_FILE, NOT_THERE, cut, exists, move_new, open_plain, shown, sync_folder, with_suffix
 
 MAX_BYTES = 512 * 1024 * 1024
 _MAKING, _PROMPTS = ".making", ".prompts"
@@ -40,72 +44,84 @@ _MOST_BYTES = 220  # of a prompt's stem: outputs append their own endings to it
 
 
 class Spreader:
-    """Works on claims of annotation files, for one daemon, on its scan thread."""
+    """Works on claims of annotation files, for one daemon, on its scan thread. `going` is asked again and again: a file
+    of a hundred thousand pictures takes minutes. False ends the making of prompts, not their moving."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, going: Callable[[], bool] = lambda: True) -> None:
+        self._layout, self._going = layout, going
+        self._prefixes = [layout.share_name(root) + "/" for root in (layout.done, layout.input)]
+        self._ways: dict[tuple[Path, str], bool] = {}
 
-    def spread(self, claim: Claim, name: str) -> None:
-        """Everything but the end of the claim, which is the caller's. PromptError: the file is to be rejected, and
-        nothing has left the claim. OSError: call again, or leave it to whoever takes the claim over."""
+    def spread(self, claim: Claim, name: str) -> bool:
+        """Everything but the end of the claim, which is the caller's. False: it was ended before anything had left the
+        claim. PromptError: the file is to be rejected, and nothing has left the claim. OSError: call again, or leave it
+        to whoever takes the claim over."""
         ready = claim.path / _PROMPTS
-        if not exists(ready):
-            self._make(claim, name, ready)
+        if not exists(ready) and not self._make(claim, name, ready):
+            return False
+        self._ways.clear()
         moved = 0
         for rel in sorted(path for path, _ in walk(ready)):
             self._move_out(ready / rel, claim.folder, rel)
+            self._going()
             moved += 1
         # What is left of the folder stays until the claim ends: without it, all would be made and moved once more.
         logger.info("{}: {} prompts are in {}", shown(claim.below(name)), moved, self._layout.input)
+        return True
 
-    def _make(self, claim: Claim, name: str, ready: Path) -> None:
-        asked = self._asked(claim.path / name)
+    def _make(self, claim: Claim, name: str, ready: Path) -> bool:
         making = claim.path / _MAKING
         if exists(making):
             shutil.rmtree(making)
         making.mkdir()
-        used: set[str] = set()
-        for annotated in asked:
+        self._ways.clear()
+        pictures: dict[str, tuple[Annotated, list[Asked]]] = {}
+        asking, others = asked(_bytes(claim.path / name), name, self._layout.is_picture)
+        if others:
+            logger.info("{}: left out, because SAM cannot be asked with them: {}", shown(name), others)
+        for annotated, chosen in asking:
             picture = self._picture(claim.folder, annotated.name)
-            rel = self._prompt_name(picture, name, used)
-            _make_folders(making, posixpath.dirname(rel))
-            (making / rel).write_bytes(self._body(annotated, picture))
+            if picture in pictures:
+                raise PromptError(
+                    f"fits {shown(picture)!r}, and so does {image_place(pictures[picture][0].name)}",
+                    place=image_place(annotated.name),
+                    remedy="drop pictures and annotations below one folder each, so that each name fits one picture",
+                )
+            pictures[picture] = annotated, chosen
+            if not self._going():
+                return False
+        used: set[str] = set()
+        folders = {folder for picture in pictures for folder in _folders(posixpath.dirname(picture))}
+        for picture, (annotated, chosen) in pictures.items():
+            rel = self._prompt_name(picture, name, used, folders)
+            try:
+                _make_folders(making, posixpath.dirname(rel))
+                (making / rel).write_bytes(self._body(chosen, picture))
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise PromptError("is longer than a path can be", place=image_place(annotated.name)) from None
+            if not self._going():
+                return False
         _flush([making / rel for rel in used])
         making.rename(ready)
         sync_folder(claim.path)
-
-    def _asked(self, path: Path) -> list[Annotated]:
-        """The pictures that the file asks something of."""
-        read = cvat_xml.read(_bytes(path))
-        asked = [annotated for annotated in read if files.asks(annotated)]
-        left_out: Counter[str] = Counter()
-        for annotated in read:
-            left_out.update(dict(annotated.left_out))
-        others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        if not asked:
-            raise PromptError(
-                "no box and no points are drawn in it" + (f" (only {others})" if others else ""),
-                place=shown(path.name),
-                remedy="draw a box around each object, or points on it, and export it again as CVAT for images 1.1",
-            )
-        if others:
-            logger.info("{}: left out, because SAM cannot be asked with them: {}", shown(path.name), others)
-        return asked
+        return True
 
     def _picture(self, folder: str, name: str) -> str:
-        """Which picture is meant, as a path below `in/`. One that lies in `in/` comes first, then one in `done/`; of
-        the names tried, the longest: the file's folder may be part of the name or not, and so may the share's."""
-        plain = _plain(name, self._layout)
-        tried = list(dict.fromkeys(self._readings(folder, plain)))
-        for root in (self._layout.input, self._layout.done):
-            for rel in tried:
-                if exists(root / rel):
-                    return rel
-        return tried[0]
+        """Which picture is meant, as a path below `in/`. One that lies in `in/` or is at work comes first, then one in
+        `done/`; of the names tried, the longest: the file's folder may be part of the name or not, and so may the
+        share's."""
+        tried = list(dict.fromkeys(self._readings(folder, name)))
+        for rel in tried:
+            waiting = self._waiting(rel)
+            if waiting:
+                self._check_meant(name, rel, waiting)
+                return rel
+        return next((rel for rel in tried if self._lies(self._layout.done, rel)), tried[0])
 
     def _readings(self, folder: str, name: str) -> Iterator[str]:
-        for root in (self._layout.done, self._layout.input):
-            prefix = self._layout.share_name(root) + "/"
+        for prefix in self._prefixes:
             if name.startswith(prefix):
                 yield name.removeprefix(prefix)
         if folder and name.startswith(folder + "/"):
@@ -116,9 +132,45 @@ class Spreader:
         for start in range(1, len(parts)):
             yield posixpath.join(folder, *parts[start:])
 
-    def _prompt_name(self, picture: str, annotations: str, used: set[str]) -> str:
+    def _check_meant(self, name: str, rel: str, waiting: Path) -> None:
+        """PromptError where a picture in `done/` is named, and another one that waits would pass for it."""
+        done = self._layout.done / rel
+        if name != self._layout.share_name(done) or not self._lies(self._layout.done, rel):
+            return
+        if not filecmp.cmp(done, waiting, shallow=False):
+            raise PromptError(
+                "lies in done/, but another picture of its name waits or is at work, and would be taken for it",
+                place=image_place(name),
+                remedy="wait until that one is answered, then `sam-poll retry`",
+            )
+
+    def _waiting(self, rel: str) -> Path | None:
+        """Where a picture lies that is not answered yet, in `in/` or in a claim; None: there is none of this name."""
+        if self._lies(self._layout.input, rel):
+            return self._layout.input / rel
+        folder, name = posixpath.split(rel)
+        try:
+            claims = list((self._layout.work / folder / outer_name(name)).iterdir())
+        except OSError as error:
+            if error.errno not in NOT_THERE:
+                raise
+            return None
+        return next((claim / name for claim in claims if exists(claim / name)), None)
+
+    def _lies(self, root: Path, rel: str) -> bool:
+        return self._leads(root, posixpath.dirname(rel)) and exists(root / rel)
+
+    def _leads(self, root: Path, folder: str) -> bool:
+        """Whether nothing is in a folder's way: no file, and no link, because nobody looks through these for jobs."""
+        if not folder:
+            return True
+        if (root, folder) not in self._ways:
+            self._ways[root, folder] = self._leads(root, posixpath.dirname(folder)) and _is_folder(root / folder)
+        return self._ways[root, folder]
+
+    def _prompt_name(self, picture: str, annotations: str, used: set[str], folders: Collection[str]) -> str:
         """The prompt's path below `in/`, beside its picture: `dog.annotations.json`, so that its answer is not taken
-        for that of another prompt, and is replaced when the same file is dropped again."""
+        for that of another prompt, and is replaced when the same file is dropped again. None of `folders`."""
         folder, file = posixpath.split(picture)
         origin = posixpath.splitext(annotations)[0]
         stems = (f"{posixpath.splitext(file)[0]}.{origin}", f"{file}.{origin}")
@@ -126,15 +178,15 @@ class Spreader:
         for stem in itertools.chain(stems, numbered):
             name = _short(stem)
             rel = posixpath.join(folder, name)
-            if rel not in used and not exists(self._layout.input / rel):
+            if rel not in used and rel not in folders and not self._lies(self._layout.input, rel):
                 used.add(rel)
                 return rel
         raise AssertionError("unreachable")
 
-    def _body(self, annotated: Annotated, picture: str) -> bytes:
-        body = files.prompt_file(annotated, posixpath.basename(picture))
+    def _body(self, chosen: Sequence[Asked], picture: str) -> bytes:
+        body = files.document(chosen, posixpath.basename(picture))
         done = self._layout.done / picture
-        if exists(self._layout.input / picture) or not exists(with_suffix(done, "~2")) or not exists(done):
+        if self._waiting(picture) or not exists(with_suffix(done, "~2")) or not self._lies(self._layout.done, picture):
             return body
         # A prompt alone takes the newest picture of its name. This one names the first: another must not pass for it.
         with done.open("rb") as file:
@@ -142,21 +194,63 @@ class Spreader:
         return json.dumps({**json.loads(body), "image_sha256": digest}, ensure_ascii=False).encode()
 
     def _move_out(self, source: Path, folder: str, rel: str) -> None:
-        """A name that was taken meanwhile gets a number. Where a file is in the way of a folder, the prompt goes beside
-        its annotation file, and waits for its picture there."""
+        """A name that was taken meanwhile gets a number. Where something is in the way of a folder, the prompt goes
+        beside its annotation file, and waits for its picture there."""
         target, number = self._layout.input / rel, 1
+        if not self._leads(self._layout.input, posixpath.dirname(rel)):
+            logger.warning("{} is no folder: {} waits beside its annotations", shown(target.parent), shown(rel))
+            target = self._layout.input / folder / target.name
         while True:
             try:
                 move_new(source, with_suffix(target, f"~{number}" if number > 1 else ""))
                 break
             except FileExistsError:
+                if not exists(with_suffix(target, f"~{number}" if number > 1 else "")):
+                    raise  # something has just come into the folder's way: the next try sees it
                 number += 1
-            except NotADirectoryError:
-                beside = self._layout.input / folder / target.name
-                if target == beside:
-                    raise
-                logger.warning("{} is no folder: {} waits beside its annotations", shown(target.parent), shown(rel))
-                target, number = beside, 1
+
+
+def asked(data: bytes, name: str, is_picture: Callable[[str], bool]) -> tuple[list[tuple[Annotated, list[Asked]]], str]:
+    """The pictures of an annotation file that it asks something of, and what; and what is left out, in words.
+
+    PromptError where the file called `name` is to be refused whole: it cannot be understood, asks nothing, or names a
+    picture that cannot lie below a folder."""
+    if len(data) > MAX_BYTES:
+        remedy = "export fewer jobs of the task at a time"
+        raise PromptError(f"is larger than {MAX_BYTES >> 20} MiB", place=shown(name), remedy=remedy)
+    left_out: Counter[str] = Counter()
+    asking: list[tuple[Annotated, list[Asked]]] = []
+    for annotated in cvat_xml.read(data):
+        left_out.update(dict(annotated.left_out))
+        chosen = files.asked(annotated)
+        if chosen:
+            _check_plain(annotated.name, is_picture)
+            asking.append((annotated, chosen))
+    others = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    if not asking:
+        raise PromptError(
+            "no box and no points are drawn in it" + (f" (only {others})" if others else ""),
+            place=shown(name),
+            remedy="draw a box around each object, or points on it, and export it again as CVAT for images 1.1",
+        )
+    return asking, others
+
+
+def _is_folder(path: Path) -> bool:
+    """Also where there is nothing yet."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return True
+        raise
+
+
+def _folders(folder: str) -> Iterator[str]:
+    """A folder and those that it lies in."""
+    while folder:
+        yield folder
+        folder = posixpath.dirname(folder)
 
 
 def _short(stem: str) -> str:
@@ -193,26 +287,21 @@ def _bytes(path: Path) -> bytes:
         remedy = "let the daemon's user read it, then `sam-poll retry`"
         raise PromptError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
     with file:
-        body = file.read(MAX_BYTES + 1)
-    if len(body) > MAX_BYTES:
-        remedy = "export fewer jobs of the task at a time"
-        raise PromptError(f"is larger than {MAX_BYTES >> 20} MiB", place=shown(path.name), remedy=remedy)
-    return body
+        return file.read(MAX_BYTES + 1)
 
 
-def _plain(name: str, layout: Layout) -> str:
-    """A picture's name as a path that cannot leave its folder, and that the scan does not pass over."""
+def _check_plain(name: str, is_picture: Callable[[str], bool]) -> None:
+    """PromptError where a picture's name could leave its folder, or is one that the scan passes over."""
     *folders, file = name.split("/")
     odd = any(part == "" or part.startswith(".") for part in folders) or is_temporary(file) or not file
     if odd or "\\" in name or not name.isprintable():
         raise PromptError(
             "is no picture's name below a folder",
-            place=f"image {shown(name)!r}",
+            place=image_place(name),
             remedy="name pictures as CVAT does, relative to the share and with /",
         )
-    if not layout.is_picture(file):
+    if not is_picture(file):
         remedy = "SAM is asked about pictures: make the task of them, not of a video"
-        raise PromptError("has no picture's ending", place=f"image {shown(name)!r}", remedy=remedy)
+        raise PromptError("has no picture's ending", place=image_place(name), remedy=remedy)
     if any(len(os.fsencode(part)) > NAME_MAX for part in (*folders, file)):
-        raise PromptError("is longer than a file name can be", place=f"image {shown(name[:40])!r}…")
-    return name
+        raise PromptError("is longer than a file name can be", place=image_place(name))
