@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,15 @@ def test_replace_after_a_run_without_it_deletes_the_boxes_and_computes_nothing(m
     assert run(task, replace=True) == ExitCode.OK
     assert [shape["type"] for shape in task.shapes] == ["polygon"] + ["mask"] * 4
     assert len(run.engines) == 1
+
+
+def test_replace_asks_again_where_an_answer_of_an_earlier_run_is_lost(memory: StandIn, run: Run) -> None:
+    task = boxed(memory)
+    assert run(task) == ExitCode.OK
+    for file in run.state.rglob("answers/*.json"):
+        file.unlink()
+    assert run(task, replace=True) == ExitCode.OK
+    assert (len(of(task, "rectangle")), len(of(task, "points")), len(of(task, "mask"))) == (0, 0, 4)
 
 
 def test_an_object_whose_mask_is_empty_keeps_its_box_and_is_told(
@@ -623,6 +633,46 @@ def test_a_broken_answer_file_is_asked_for_again(memory: StandIn, run: Run) -> N
     assert run(task) == ExitCode.OK
     assert len(of(task, "mask")) == 4
     assert run.engines[1].calls["decode"] == 1
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        5,
+        {},
+        {"score": "high", "mask": [1, 1, 0, 0, 1, 0]},
+        {"score": 0.9, "mask": [1, 1, 0, 0, 1, 5]},
+        {"score": 0.9, "mask": [1]},
+        {"score": 0.9, "mask": ["a", 1, 0, 0, 1, 0]},
+        {"score": 0.9, "mask": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_answer_is_asked_for_again(memory: StandIn, run: Run, damaged: Any) -> None:
+    task = boxed(memory)
+    memory.when = lambda method, path: Fault(403) if method == "PATCH" else None
+    with pytest.raises(CvatError):
+        run(task)
+    for file in run.state.rglob("answers/*.json"):
+        file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), damaged)))
+    memory.when = lambda method, path: None
+    assert run(task) == ExitCode.OK
+    assert len(of(task, "mask")) == 4
+    assert run.engines[1].calls["decode"] == 3
+
+
+def test_half_a_line_that_a_full_disk_has_left_spoils_no_other(memory: StandIn, run: Run) -> None:
+    task = boxed(memory)
+    next_folder(run, task).mkdir(parents=True)
+    for name in ("written", "done"):
+        (next_folder(run, task) / f"{name}.txt").write_text("0badc0de")
+    assert run(task, form="rectangle") == ExitCode.OK
+    assert len(of(task, "rectangle")) == 7
+    assert run(task, form="mask") == ExitCode.OK
+    assert len(of(task, "mask")) == 4  # none for one of the four rectangles that are ours
+    task.shapes = [shape for shape in task.shapes if shape["type"] != "mask"]
+    assert run(task, form="mask") == ExitCode.OK
+    assert of(task, "mask") == []  # they were done, and somebody has deleted them
 
 
 def test_ctrl_c_keeps_what_is_answered_and_ends_with_130(

@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sam_poll import bytesof, headers
 from sam_poll.annotations import Asked
 from sam_poll.cvat.journal import Journal
 from sam_poll.cvat.server import Server
-from sam_poll.cvat.shapes import FramePicture
+from sam_poll.cvat.shapes import FramePicture, fills
 from sam_poll.errors import CvatError, ExitCode, InputError, PictureError, SamPollError, ShareError
 from sam_poll.formats.cvat import flat
 from sam_poll.fs import shown
@@ -135,6 +136,14 @@ def answers(result: Result) -> Sequence[Document]:
         for mask in result.masks
     ]
     return [Document(".answers.json", "application/json", json.dumps(made).encode())]
+
+
+def sound(answer: Any) -> bool:
+    """Whether this is what `answers` has written; the disk may have damaged it since."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("score"), (int, float)):
+        return False
+    mask = answer.get("mask")
+    return isinstance(mask, list) and all(type(value) is int for value in mask) and (not mask or fills(mask))
 
 
 def from_folder(root: Path) -> Callable[[FramePicture], bytes]:

@@ -119,8 +119,8 @@ class Journal:
         if not body:
             return
         try:
-            with (self.folder / f"{what}.txt").open("ab") as file:
-                file.write(body)
+            with (self.folder / f"{what}.txt").open("ab+") as file:
+                file.write(body if _ends_a_line(file) else b"\n" + body)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -156,6 +156,14 @@ class Journal:
         except OSError as error:
             raise _unusable(self.folder, error) from None
         return read if isinstance(read, dict) else {}
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    """Whether what is added begins a line: a power cut or a full disk leaves half of one."""
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _unusable(folder: Path, error: OSError) -> ShareError:

@@ -12,7 +12,7 @@ a job, and may bring back what was deleted.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,10 @@ def _answer(
     done, files = set() if wish.again else journal.noted(DONE), journal.frames()
     wanted = []
     for frame, items in made.by_frame():
-        known = journal.answers(files.get(frame.number, ()))
-        fresh = {item.key: item.asked for item in items if item.key not in known and item.done not in done}
+        known = _known(journal, files.get(frame.number, ()))
+        # Without its answer nobody can tell which shapes stand for a box that is to be deleted.
+        needed = [item for item in items if wish.replace or item.done not in done]
+        fresh = {item.key: item.asked for item in needed if item.key not in known}
         if fresh:
             wanted.append(door.Wanted(frame, tuple(fresh.items())))
     if not wanted:
@@ -130,6 +132,11 @@ def _answer(
             )
             raise KeyboardInterrupt
     return lost
+
+
+def _known(journal: Journal, files: Sequence[Path]) -> dict[str, Any]:
+    """The answers that the journal has for a frame, as far as they can be understood."""
+    return {key: answer for key, answer in journal.answers(files).items() if door.sound(answer)}
 
 
 # ── writing ──
@@ -183,7 +190,7 @@ def _entries(
     files = journal.frames()
     contours = settings.contours
     for frame, items in made.by_frame():
-        known = journal.answers(files.get(frame.number, ()))
+        known = _known(journal, files.get(frame.number, ()))
         found = [(item, known[item.key]) for item in items if item.key in known]
         masks = [_mask(item, answer) for item, answer in found]
         layers = iter(z_orders([mask for mask in masks if mask]))

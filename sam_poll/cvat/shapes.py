@@ -182,12 +182,21 @@ def counted(annotations: Mapping[str, Any]) -> Counter[str]:
 # ── what is written ──
 
 
+def fills(flat: Sequence[float]) -> bool:
+    """Whether CVAT's flat form fits itself: run lengths that fill the box behind them."""
+    if len(flat) < 5:
+        return False
+    *runs, left, top, right, bottom = flat
+    width, height = right - left + 1, bottom - top + 1
+    return width >= 1 and height >= 1 and min(runs) >= 0 and sum(runs) == width * height
+
+
 def unflat(flat: Sequence[int], label: str, score: float) -> Mask:
     """A mask out of CVAT's flat form (`formats.cvat.flat`). CvatError where that does not fit itself."""
+    if not fills(flat):
+        raise CvatError("a mask's run lengths do not fill its box", ExitCode.CVAT_REFUSED, place=f"mask {label!r}")
     *runs, left, top, right, bottom = (int(value) for value in flat)
     width, height = right - left + 1, bottom - top + 1
-    if width < 1 or height < 1 or sum(runs) != width * height or min(runs, default=0) < 0:
-        raise CvatError("a mask's run lengths do not fill its box", ExitCode.CVAT_REFUSED, place=f"mask {label!r}")
     pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
     return Mask(label, score, left, top, pixels)
 
