@@ -242,15 +242,20 @@ def watch(
     layout: Layout | None = None,
     model_type: str | None = None,
     on_result: Callable[[Result], None] | None = None,
+    make: Callable[..., FolderDoor] = FolderDoor,
+    how: str | None = None,
 ) -> ExitCode:
-    """The daemon: answer what is dropped, until a signal comes or (`once`) everything is drained."""
+    """The daemon: answer what is dropped, until a signal comes or (`once`) everything is drained.
+
+    `make` makes another door than the one that scans, from the same arguments; `how` says in the log what tells it.
+    """
     live = screen.wants_live(settings.log)
     console = Console(stderr=True) if live else None
     screen.set_up_log(settings.log, settings.log_level, console=console)
     layout = layout or layout_of(settings)
     manners = manners_of(settings, once=once)
     signs, notify = Signs(), Notifier()
-    door = FolderDoor(layout, manners, alarms=signs.alarms, pulse=signs.intake, state=signs.state)
+    door = make(layout, manners, alarms=signs.alarms, pulse=signs.intake, state=signs.state)
     # The share is proved and the port opened before the model is loaded: the cheap mistakes are told first.
     with (
         stop_on_signals() as stop,
@@ -261,7 +266,7 @@ def watch(
         notify(f"STATUS=loading {settings.model}")
         door.glance()  # what lies there settles while the model is loaded
         with workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
-            how = "events" if manners.events else "polling"
+            how = how or ("events" if manners.events else "polling")
             logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
             with _watched(settings, signs, door, stop, notify, console):
                 work.run(door, stop)

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sam_poll import __version__
+from sam_poll import __version__, cluster_cli
 from sam_poll.cvat import commands as cvat_commands
 from sam_poll.errors import ExitCode, ShareError, UsageError
+from sam_poll.given import settings_of
 from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
 
@@ -34,6 +35,7 @@ models = typer.Typer(help="List, download and verify the networks' weights.", no
 app.add_typer(models, name="models")
 app.add_typer(cvat_commands.app, name="cvat")
 app.command()(redis)
+app.add_typer(cluster_cli.app, name="cluster")
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
 In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]
@@ -43,22 +45,6 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, c
 Formats = Annotated[
     list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat, coco, yolo; may be repeated.")
 ]
-
-
-def _settings(source: Path | None, config: Path | None, **flags: Any) -> Any:
-    """The settings for a command that works on a share."""
-    import os
-
-    from sam_poll import settings
-
-    if source is None and config is None and not os.environ.get("SAM_POLL_CONFIG"):
-        config = Path("config.yaml")
-        if not config.is_file():
-            raise UsageError(
-                "neither a folder nor settings are given", remedy="`sam-poll watch IN OUT`, or `-c config.yaml`"
-            )
-    given = {key: value for key, value in flags.items() if value is not None}
-    return settings.load(config, flags={"input": source, **given} if source else given)
 
 
 @app.callback(invoke_without_command=True)
@@ -84,7 +70,7 @@ def watch(
 ) -> ExitCode:
     """Watch a folder and answer every picture + prompt dropped into it. Ctrl-C stops after what is at work."""
     flags = {"output": output, "model": model, "model_cfg": model_cfg, "device": device, "formats": format}
-    settings = _settings(source, config, **flags, log=log, log_level=log_level)
+    settings = settings_of(source, config, **flags, log=log, log_level=log_level)
     from sam_poll.app import watch as run
 
     return run(settings, once=once)
@@ -186,7 +172,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count what lies in the five folders, name what has waited longest, and the daemons at work with their alarms."""
-    settings = _settings(source, config)
+    settings = settings_of(source, config)
     from rich.console import Console
 
     from sam_poll import console
@@ -230,7 +216,7 @@ def retry(
     config: Config = None,
 ) -> None:
     """Put failed jobs back into the input folder and drop their error files."""
-    settings = _settings(source, config)
+    settings = settings_of(source, config)
     from sam_poll import console
     from sam_poll.app import layout_of
     from sam_poll.doors.report import retry as put_back

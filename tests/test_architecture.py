@@ -30,10 +30,10 @@ LEVELS = [
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
     {"sam_poll.setting_kinds", "sam_poll.member", "sam_poll.predictor"},
     {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},
-    {"sam_poll.metrics", "sam_poll.reporting"},
+    {"sam_poll.metrics", "sam_poll.reporting", "sam_poll.given"},
     {"sam_poll.oneoff", "sam_poll.app"},
-    {"sam_poll.cvat", "sam_poll.redis_run"},
-    {"sam_poll.bench", "sam_poll.redis_cli", "sam_poll.redis_waikato"},
+    {"sam_poll.cvat", "sam_poll.redis_run", "sam_poll.cluster_run"},
+    {"sam_poll.bench", "sam_poll.redis_cli", "sam_poll.cluster_cli", "sam_poll.redis_waikato"},
     {"sam_poll.cli"},
     {"sam_poll.waikato", "sam_poll.__main__"},
 ]

@@ -46,7 +46,7 @@ from sam_poll.fs import (
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
 _ANSWERED = ".answered"  # in a claim: one of its prompts is answered, so its picture belongs into done/
-_SHARES_STEM = ".shares_stem"  # in a claim: when it was made, another picture had the same stem; the answers' names say which it is
+_SHARES_STEM = ".shares_stem"  # in a claim: another picture has this one's stem, so the answers' names say which
 _HELD = ".held"  # in a claim: what is not to be offered again at once when it is back in `in/`, and why
 _MAX_NOTE = 1 << 20
 _HOLD = re.compile(
@@ -111,8 +111,8 @@ class Claim:
     """A claim that this daemon holds. `picture` and `prompts` are the names of files in it that are not put away yet.
 
     `suffix` is that of the picture's name in `done/`; `borrowed` is a picture (as it was called in `in/`) that lies in
-    `done/` already and stays there. `giver` is who had it before it was taken over; `shares_stem`: another picture has this
-    one's stem.
+    `done/` already and stays there. `giver` is who had it before it was taken over; `shares_stem`: another
+    picture has this one's stem.
     """
 
     folder: str

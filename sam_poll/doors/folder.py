@@ -109,6 +109,11 @@ class FolderDoor:
         return self._life.worker
 
     @property
+    def share(self) -> str:
+        """The number that tells this share from others."""
+        return self._sentinel.number
+
+    @property
     def waiting(self) -> int:
         """Pictures and prompts in `in/` at the last scan."""
         return self._scanner.waiting

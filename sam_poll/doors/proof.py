@@ -126,6 +126,11 @@ class Sentinel:
             raise OSError(errno.ESTALE, "another share lies here than at the start; restart to use it", str(self._path))
         self._device = self._layout.input.stat().st_dev
 
+    @property
+    def number(self) -> str:
+        """What tells this share from others."""
+        return self._number
+
     def _read(self) -> str | None:
         try:
             with self._path.open("rb") as file:
