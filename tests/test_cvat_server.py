@@ -19,7 +19,7 @@ from sam_poll.cli import app
 from sam_poll.cvat import credentials, server
 from sam_poll.cvat.calls import FailedError, Limits
 from sam_poll.cvat.credentials import Credentials
-from sam_poll.errors import ExitCode, SettingsError, UsageError
+from sam_poll.errors import CvatError, ExitCode, SettingsError, UsageError
 from tests.conftest import picture_bytes
 from tests.cvat_standin import PASSWORD, TOKEN, USER, Fault, StandIn, Task, served
 
@@ -261,6 +261,45 @@ def test_a_server_of_another_version_is_warned_about(memory: StandIn, host: str,
     memory.version = "1.7.3"
     server.connect(host, BY_TOKEN, limits=QUICK)
     assert any("1.7.3" in line and "cvat-sdk~=1.7.0" in line for line in logged)
+
+
+ODD = [
+    ("annotations", {"detail": "an error with status 200"}),
+    ("annotations", {"shapes": None, "tracks": []}),
+    ("annotations", {"shapes": [None], "tracks": []}),
+    ("annotations", {"shapes": [{"id": 1, "frame": 0, "label_id": 1, "type": "mask", "points": ["1"]}], "tracks": []}),
+    ("annotations", {"shapes": [{"id": 1, "frame": None, "label_id": 1, "type": "mask", "points": []}], "tracks": []}),
+    ("annotations", {"shapes": [{"id": 1, "frame": 0, "label_id": 1, "type": "mask", "group": "x"}], "tracks": []}),
+    ("annotations", ["shapes"]),
+    ("meta", {"detail": "an error with status 200"}),
+    ("meta", {"size": 1, "frames": [{"name": "a.png", "width": 5}]}),
+    ("meta", {"size": float("nan"), "frames": []}),
+    ("meta", {"size": 0, "frames": [], "deleted_frames": ["x"]}),
+    ("labels", {"detail": "an error with status 200"}),
+    ("labels", {"results": [{"name": "dog"}], "next": None}),
+    ("labels", {"results": [{"id": 1, "name": "dog", "attributes": [{"name": "score"}]}], "next": None}),
+]
+
+
+@pytest.mark.parametrize(("asked", "answer"), ODD, ids=str)
+def test_an_answer_without_what_is_needed_is_refused_and_never_taken_for_an_empty_one(
+    memory: StandIn, host: str, task: Task, asked: str, answer: Any
+) -> None:
+    known = server.connect(host, BY_TOKEN, limits=QUICK)
+    memory.when = lambda method, path: Fault(200, body=answer)
+    with pytest.raises(CvatError, match="not what CVAT answers") as caught:
+        known.labels(task=task.id) if asked == "labels" else getattr(known, asked)(task.id)
+    assert caught.value.kind == ExitCode.CVAT_REFUSED
+    assert str(task.id) in str(caught.value.place)
+
+
+def test_pages_end_where_a_server_says_that_there_is_always_another(
+    memory: StandIn, host: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged = memory._page
+    monkeypatch.setattr(memory, "_page", lambda entries, query: {**paged(entries, query), "next": "more"})
+    known = server.connect(host, BY_TOKEN, limits=QUICK)
+    assert [label["name"] for label in known.labels(task=task.id)] == ["dog", "cat", "cow"]
 
 
 @pytest.mark.cvat

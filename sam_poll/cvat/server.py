@@ -1,7 +1,7 @@
 """What is asked of a CVAT server: who we are, a task's labels, frames, annotations and pictures, and changes to them.
 
-Paths and parameters are those that SDK and server have had unchanged from 2.15 to 2.80. What comes back is taken as
-the JSON it is, looked at only where it is used. What can still go wrong here: a server of another version than the SDK
+Paths and parameters are those that SDK and server have had unchanged from 2.15 to 2.80. What comes back is the JSON it
+is, looked at for what we need of it. What can still go wrong here: a server of another version than the SDK
 that has changed one of them; that both differ is said at the start.
 """
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from loguru import logger
 
+from sam_poll.cvat import answers
+from sam_poll.cvat.answers import Answer
 from sam_poll.cvat.calls import Calls, FailedError, Limits
 from sam_poll.cvat.credentials import Credentials, host_of
 from sam_poll.errors import CvatError, ExitCode, SettingsError, UsageError
 
-Answer = Mapping[str, Any]
 _PAGE = 500
-_STRANGE = "the server's answer is not what CVAT answers"
 
 
 class Server:
@@ -32,35 +32,35 @@ class Server:
     def version(self) -> str:
         """The server's version; also the proof that there is a CVAT server."""
         about = self._calls.read(self.host, self._api.server_api.retrieve_about_endpoint, tries=2)
-        return str(_mapping(about, self.host).get("version", "?"))
+        return str(answers.mapping(about, self.host).get("version", "?"))
 
     def myself(self) -> Answer:
         """The user we are; the proof that the credentials are good."""
-        return _mapping(self._calls.read(self.host, self._api.users_api.retrieve_self_endpoint), self.host)
+        return answers.mapping(self._calls.read(self.host, self._api.users_api.retrieve_self_endpoint), self.host)
 
     # ── a task ──
 
     def task(self, task: int) -> Answer:
         """The task itself: `name`, `size` (frames), `project_id`, `owner` …"""
         what = f"task {task}"
-        return _mapping(self._calls.read(what, self._api.tasks_api.retrieve_endpoint, id=task), what)
+        return answers.mapping(self._calls.read(what, self._api.tasks_api.retrieve_endpoint, id=task), what)
 
     def labels(self, *, task: int | None = None, project: int | None = None) -> list[Answer]:
         """The labels of a task, or of a project, with their attributes."""
-        what = f"task {task}" if task is not None else f"project {project}"
+        what = f"task {task}: labels" if task is not None else f"project {project}: labels"
         key = {"task_id": task} if task is not None else {"project_id": project}
-        return self._pages(f"{what}: labels", self._api.labels_api.list_endpoint, key)
+        return answers.labels(self._pages(what, self._api.labels_api.list_endpoint, key), what)
 
     def meta(self, task: int) -> Answer:
         """The task's frames: `frames` (name, width, height of each), `size`, `deleted_frames`."""
         what = f"task {task}: frames"
-        return _mapping(self._calls.read(what, self._api.tasks_api.retrieve_data_meta_endpoint, id=task), what)
+        return answers.frames(self._calls.read(what, self._api.tasks_api.retrieve_data_meta_endpoint, id=task), what)
 
     def annotations(self, task: int) -> Answer:
-        """All annotations: `shapes`, `tracks`, `tags`; the first two are always there."""
+        """All annotations: `shapes`, `tracks`, `tags`."""
         what = f"task {task}: annotations"
-        read = _mapping(self._calls.read(what, self._api.tasks_api.retrieve_annotations_endpoint, id=task), what)
-        return {**read, "shapes": list(read.get("shapes") or ()), "tracks": list(read.get("tracks") or ())}
+        endpoint = self._api.tasks_api.retrieve_annotations_endpoint
+        return answers.drawn(self._calls.read(what, endpoint, id=task), what)
 
     def picture(self, task: int, frame: int) -> bytes:
         """A frame's picture file in its original quality."""
@@ -78,15 +78,15 @@ class Server:
     def tasks_named(self, name: str) -> list[Answer]:
         """The tasks of exactly this name."""
         found = self._pages("tasks", self._api.tasks_api.list_endpoint, {"name": name})
-        return [task for task in found if task.get("name") == name]
+        return [task for task in found if task.get("name") == name and isinstance(task.get("id"), int)]
 
     def create_task(self, spec: Answer) -> int:
         """A new task without pictures; its number. FailedError with `transient`: it may have been made."""
         what = "the new task"
         made = self._calls.write(what, self._api.tasks_api.create_endpoint, body=dict(spec))
-        number = _mapping(made, what).get("id")
+        number = answers.mapping(made, what).get("id")
         if not isinstance(number, int):
-            raise CvatError(_STRANGE, ExitCode.CVAT_REFUSED, place=what)
+            raise CvatError(answers.STRANGE, ExitCode.CVAT_REFUSED, place=what)
         return number
 
     def add_pictures(self, task: int, names: Sequence[str]) -> str | None:
@@ -103,10 +103,11 @@ class Server:
         what, requests = f"task {task}: pictures", _requests_of(self._api)
         if requests is None:
             answer = self._calls.read(what, self._api.tasks_api.retrieve_status_endpoint, id=task)
-            return _state(_mapping(answer, what), "state")
+            return _state(answers.mapping(answer, what), "state")
         if request:
             try:
-                return _state(_mapping(self._calls.read(what, requests.retrieve_endpoint, id=request), what), "status")
+                answer = self._calls.read(what, requests.retrieve_endpoint, id=request)
+                return _state(answers.mapping(answer, what), "status")
             except FailedError as failure:
                 if failure.kind != ExitCode.CVAT_NOT_FOUND:
                     raise
@@ -134,9 +135,10 @@ class Server:
         results: list[Answer] = []
         page = 1
         while True:
-            answer = _mapping(self._calls.read(what, endpoint, page=page, page_size=_PAGE, **params), what)
-            results += [entry for entry in answer.get("results", ()) if isinstance(entry, dict)]
-            if not answer.get("next"):
+            answer = answers.mapping(self._calls.read(what, endpoint, page=page, page_size=_PAGE, **params), what)
+            some = answers.entries(answer, "results", what)
+            results += some
+            if not answer.get("next") or not some:
                 return results
             page += 1
 
@@ -204,14 +206,6 @@ def _compare(server: str, sdk: str) -> None:
             sdk,
             short,
         )
-
-
-def _mapping(answer: Any, what: str) -> Answer:
-    if not isinstance(answer, dict):
-        raise CvatError(
-            _STRANGE, ExitCode.CVAT_REFUSED, place=what, remedy="cvat-sdk should be of the server's version"
-        )
-    return answer
 
 
 def _state(answer: Answer, key: str) -> tuple[str, str]:

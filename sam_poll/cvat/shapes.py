@@ -90,7 +90,7 @@ def _score_attribute(entry: Mapping[str, Any]) -> Attribute | None:
         return None
     try:
         low, high = (float(value) for value in list(entry.get("values") or ())[:2])
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     return Attribute(int(entry["id"]), low, high)
 
