@@ -58,7 +58,7 @@ def calm_run(root: Path, count: int, seed: int) -> Path:
 
 @pytest.mark.timeout(180)
 def test_no_job_is_lost_or_answered_otherwise_when_a_worker_and_redis_are_killed(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calm = calm_run(tmp_path / "calm", JOBS, seed=7)
     share = new_share(tmp_path)

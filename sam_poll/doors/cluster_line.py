@@ -12,7 +12,7 @@ of the machines: one that is wrong by more than a lease has messages handed out 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -51,16 +51,15 @@ class Word:
     raw: Any = None
     first: bool = REST
 
-    def below(self, layout: Layout) -> tuple[str, Found] | None:
-        """The claim's folder and what is looked for; None where the name cannot be a claim's. Whoever reaches Redis
+    def below(self, layout: Layout) -> Found | None:
+        """The claim's name on this share; None where the name cannot be a claim's. Whoever reaches Redis
         may write into it, so nothing outside of `work/` is ever looked at."""
         path = PurePosixPath(self.claim)
         parts = self.claim.split("/")
         odd = any(part in ("", ".", "..") or "\0" in part for part in parts)
         if odd or path.is_absolute() or not parts[-1].startswith(".") or any(p.startswith(".") for p in parts[:-1]):
             return None
-        folder = "/".join(parts[:-1])
-        return folder, Found(folder, layout.work / self.claim)
+        return Found("/".join(parts[:-1]), layout.work / self.claim)
 
 
 class Line:
@@ -138,17 +137,17 @@ class Line:
 
     @staticmethod
     def _next(consumer: Any, first: bool) -> Word | None:
-        try:
+        message: Any = None
+        with suppress(DecodeError, AttributeError, TypeError, KeyError):
             message = next(consumer)
             if message is None:
                 return None
-            claim, generation = message.kwargs["claim"], message.kwargs["generation"]
-            if isinstance(claim, str) and isinstance(generation, int):
-                return Word(claim, generation, message, first)
-            consumer.ack(message)
-        except (DecodeError, AttributeError, KeyError, TypeError) as error:
-            logger.debug("{}: {}", type(error).__name__, error)
+            given = message.kwargs
+            if isinstance(given, dict) and isinstance(given.get("claim"), str) and type(given.get("generation")) is int:
+                return Word(given["claim"], given["generation"], message, first)
         logger.warning("a message that is none of ours was in the line; it is dropped")
+        with suppress(AttributeError, TypeError, KeyError):  # it may have no number either
+            consumer.ack(message)
         return None
 
     def taken(self, word: Word) -> None:

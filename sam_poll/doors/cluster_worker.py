@@ -126,7 +126,7 @@ class WorkerDoor(FolderDoor):
         """Take the claim over that a message names. OSError: it goes back into the line."""
         below = word.below(self.layout)
         try:
-            found = self._of(below[1], word.generation) if below else None
+            found = self._of(below, word.generation) if below else None
             jobs = self._taken(partial(self._desk.resume, found, handed=True)) if found else []
         except OSError:
             self._said(self.line.back, word)
