@@ -1,0 +1,366 @@
+"""Channels as Waikato's scripts speak them: their senders and receivers work with ours, and ours with theirs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import opex
+import pytest
+from PIL import Image
+
+from sam_poll import redis_waikato
+from sam_poll.doors.redis_pubsub import PubSubDoor
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import ExitCode, PoisonError
+from sam_poll.types import Job
+from tests.conftest import picture_bytes, wait_until
+from tests.door_contract import DOCUMENTS, DoorContract
+from tests.redis_server import PROMPT, Server, pubsub_door, pubsub_worker
+
+POINTS = {"points": [{"x": 30, "y": 20, "label": 1}, {"x": 2, "y": 2, "label": 0}]}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path / "redis") as made:
+        yield made
+
+
+def message(picture: bytes, prompt: Any = PROMPT, **more: Any) -> dict[str, Any]:
+    """As their sender makes it: base64 with line ends."""
+    return {"image": base64.encodebytes(picture).decode("ascii"), "prompt": prompt, **more}
+
+
+def send(server: Server, said: Any, channel: str = "in") -> None:
+    body = said if isinstance(said, bytes | str) else json.dumps(said)
+    assert server.client.publish(channel, body) == 1
+
+
+class Listener:
+    """As their receivers listen: a thread that calls a handler, and ends with the first error in it."""
+
+    def __init__(self, server: Server, channel: str, handler: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.heard: list[Any] = []
+        self._pubsub = server.client.pubsub()
+        self._handler = handler
+        self._pubsub.psubscribe(**{channel: self._hear})
+        assert self._pubsub.get_message(timeout=10)["type"] == "psubscribe"
+
+    def _hear(self, received: dict[str, Any]) -> None:
+        self.heard.append(json.loads(received["data"]))
+        if self._handler:
+            self._handler(received)
+
+    def __enter__(self) -> Listener:
+        self.thread = self._pubsub.run_in_thread(sleep_time=0.01, daemon=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.stop()
+        self.thread.join(10)
+
+
+class TestPubSubDoor(DoorContract):
+    @pytest.fixture
+    def door(self, server: Server) -> Iterator[PubSubDoor]:
+        with Listener(server, "out") as self.listener, pubsub_door(server) as door:
+            assert door.wait_subscribed(30)
+            send(server, message(picture_bytes(), id="a"))
+            send(server, message(picture_bytes(), id="b"))
+            yield door
+
+    def _heard(self, count: int) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.listener.heard) >= count)
+        return self.listener.heard
+
+    def answers(self, door: Any) -> dict[str, bytes]:
+        """Mask and contours are the two documents of an answer."""
+        heard = self._heard(1)
+        if "error" in heard[0]:
+            return {}
+        made = {}
+        for one in self._heard(2):
+            name = one["meta"]["id"]
+            made[f"{name}.mask.png"] = base64.b64decode(one["mask"])
+            made[f"{name}.opex.json"] = b"{}" if not one["objects"] else b"?"
+        return made
+
+    def refusals(self, door: Any) -> dict[str, str]:
+        return {one["meta"]["id"]: one["error"]["reason"] for one in self._heard(1)}
+
+    def test_a_released_job_is_handed_out_again(self, door: Any) -> None:
+        for job in self.take(door).values():
+            door.release(job)
+        assert sorted(self.take(door)) == ["a", "b"]
+
+    def test_a_job_that_ends_its_process_is_refused_after_three_runs(self, door: Any) -> None:
+        job = self.take(door)["a"]
+        for attempt in (2, 3, 4):
+            door.abandon(job)
+            job = next(j for j in door.jobs(threading.Event()) if j.id == "a")
+            assert job.attempt == attempt
+        assert isinstance(job.fault, PoisonError)
+
+
+# ── their sender, our worker, their receiver ──
+
+
+def test_their_sender_and_receiver_get_what_they_expect(server: Server) -> None:
+    with pubsub_worker(server), Listener(server, "out") as listener:
+        send(server, message(picture_bytes(), POINTS))
+        send(server, message(picture_bytes(".png"), PROMPT))
+        wait_until(lambda: len(listener.heard) == 2)
+    for answer, prompt in zip(listener.heard, (POINTS, PROMPT), strict=True):
+        with Image.open(io.BytesIO(base64.decodebytes(answer["mask"].encode()))) as mask:
+            assert mask.size == (64, 48)
+            pixels = np.asarray(mask)
+        assert set(pixels.flat) == {0, 255}
+        assert answer["contours"]
+        for contour in answer["contours"]:
+            assert len(contour) >= 3
+            assert all(type(x) is int and type(y) is int for x, y in contour)
+            assert all(0 <= x < 64 and 0 <= y < 48 for x, y in contour)
+        assert answer["meta"]["prompt"] == prompt
+        assert {"type", "model_type", "model_file"} <= set(answer["meta"]["segmenter"])
+    box = np.array(listener.heard[1]["contours"][0])
+    assert np.abs(box.min(axis=0) - (10, 10)).max() <= 2
+    assert np.abs(box.max(axis=0) - (49, 39)).max() <= 2
+
+
+def test_several_objects_have_labels_and_scores_beside_the_contours(server: Server) -> None:
+    prompt = {"objects": [{"label": "cat", **PROMPT}, {"label": "dog", "points": [{"x": 55, "y": 44}]}]}
+    with pubsub_worker(server, names=("mask", "opex", "cvat")), Listener(server, "out") as listener:
+        send(server, message(picture_bytes(), prompt, id=7))
+        wait_until(lambda: listener.heard)
+    (answer,) = listener.heard
+    assert [entry["label"] for entry in answer["objects"]] == ["cat", "dog"]
+    assert [entry["polygon"]["points"] for entry in answer["objects"]] == answer["contours"]
+    assert answer["meta"]["id"] == "7"
+    assert b"<annotations>" in base64.b64decode(answer["documents"]["cvat.xml"])
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "not JSON": ("{", "message"),
+    "not even text": (b"\xff\xfe\x00", "message"),
+    "deep": ("[" * 100_000, "message"),
+    "a list": ([], "message"),
+    "no picture": ({"prompt": PROMPT}, "image"),
+    "picture is a number": ({"image": 1, "prompt": PROMPT}, "image"),
+    "broken base64": ({"image": "ab*c", "prompt": PROMPT}, "image"),
+    "empty picture": ({"image": "", "prompt": PROMPT}, "image"),
+    "no prompt": ({"image": "QUJD"}, "prompt"),
+    "odd prompt": ({"image": "QUJD", "prompt": {"box": 7}}, "prompt, box"),
+    "odd id": (message(b"x", id=[1]), "id"),
+}
+
+
+def test_a_bad_message_is_told_and_kills_neither_the_worker_nor_their_receiver(server: Server, tmp_path: Path) -> None:
+    saved: list[np.ndarray] = []
+
+    def save(received: dict[str, Any]) -> None:
+        said = json.loads(received["data"].decode())
+        with Image.open(io.BytesIO(base64.decodebytes(said["mask"].encode()))) as mask:
+            saved.append(np.asarray(mask))
+        assert isinstance(said["contours"], list)
+
+    with pubsub_worker(server) as worker, Listener(server, "out", save) as listener:
+        for said, _ in BAD.values():
+            send(server, said)
+        send(server, message(b"no picture at all"))
+        send(server, message(picture_bytes()))
+        wait_until(lambda: len(saved) == len(BAD) + 2)
+        assert worker.signs.stats.now().rejected == len(BAD) + 1
+    refused = [answer["error"] for answer in listener.heard if "error" in answer]
+    assert sorted(r["place"] for r in refused if r["place"]) == sorted(place for _, place in BAD.values())
+    assert all(r["reason"] and r["remedy"] and r["code"] for r in refused)
+    assert [mask.max() for mask in saved if mask.shape == (48, 64)] == [255]
+    assert all(mask.shape == (1, 1) and not mask.any() for mask in saved if mask.shape != (48, 64))
+
+
+# ── the channel ──
+
+
+def test_what_overflows_is_dropped_the_oldest_first_and_counted(server: Server, logged: list[str]) -> None:
+    with pubsub_door(server, keep=3) as door:
+        assert door.wait_subscribed(30)
+        for number in range(8):
+            send(server, message(b"x", id=number))
+        wait_until(lambda: door.dropped == 5)
+        jobs: list[Job] = []
+        for job in door.jobs(threading.Event()):
+            jobs.append(job)
+            if len(jobs) == 3:
+                break
+    assert [job.id for job in jobs] == ["5", "6", "7"]
+    assert any("5 in all" in line for line in logged)
+
+
+def test_what_waits_is_bounded_in_bytes_but_for_the_newest(server: Server) -> None:
+    with pubsub_door(server, keep_mib=1) as door:
+        assert door.wait_subscribed(30)
+        for number in range(6):
+            send(server, message(bytes(300_000), id=number))
+        send(server, message(bytes(1_500_000), id="large"))
+        wait_until(lambda: door.dropped == 6)
+        assert door.waiting == 1
+        assert next(door.jobs(threading.Event())).id == "large"
+
+
+def test_a_pattern_is_listened_to_as_their_harness_does(server: Server) -> None:
+    with pubsub_worker(server, source="images.*"), Listener(server, "out") as listener:
+        send(server, message(picture_bytes()), "images.cam1")
+        wait_until(lambda: listener.heard)
+
+
+def test_a_server_killed_and_started_again_is_listened_to_again(server: Server) -> None:
+    with pubsub_worker(server) as worker:
+        server.kill()
+        wait_until(lambda: "redis" in worker.signs.alarms)
+        server.start()
+        wait_until(lambda: not worker.signs.alarms.active())
+        with Listener(server, "out") as listener:
+            send(server, message(picture_bytes()))
+            wait_until(lambda: listener.heard)
+    assert "error" not in listener.heard[0]
+
+
+def test_an_answer_that_cannot_be_published_is_kept_by_the_pipeline(server: Server) -> None:
+    gate = threading.Event()
+    with pubsub_worker(server, FakeEngine(gate=gate)) as worker:
+        send(server, message(picture_bytes()))
+        wait_until(lambda: worker.signs.stats.now().at_work)
+        server.kill()
+        gate.set()
+        wait_until(lambda: "output" in worker.signs.alarms)
+        server.start()
+        wait_until(lambda: worker.answered == 1)
+        wait_until(lambda: not worker.signs.alarms.active())
+
+
+def test_a_message_too_large_for_a_listener_costs_that_message_only(tmp_path: Path) -> None:
+    limit = "client-output-buffer-limit pubsub 1mb 1mb 1"
+    with Server(tmp_path / "redis", limit) as server, pubsub_worker(server) as worker:
+        server.client.publish("in", bytes(8 << 20))  # the server closes the connection of who should get it
+        wait_until(lambda: "redis" in worker.signs.alarms or not server.client.pubsub_numpat())
+        wait_until(lambda: server.client.pubsub_numpat() == 1)
+        with Listener(server, "out") as listener:
+            server.client.publish("in", json.dumps(message(picture_bytes())))
+            wait_until(lambda: listener.heard)
+
+
+def test_what_was_not_answered_at_the_end_is_said(server: Server, logged: list[str]) -> None:
+    with pubsub_door(server) as door:
+        assert door.wait_subscribed(30)
+        send(server, message(b"x"))
+        wait_until(lambda: door.waiting == 1)
+    assert any("1 messages were not answered and are lost" in line for line in logged)
+
+
+# ── our sender and receiver, with ours and with theirs ──
+
+
+def flags(server: Server, channel: str, *more: str) -> list[str]:
+    return ["-H", "127.0.0.1", "-p", str(server.port), "-d", "0", "-c", channel, *more]
+
+
+class Receiving:
+    """`sam_test_redis_recv` in a thread, listening already when entered."""
+
+    def __init__(self, server: Server, folder: Path, count: int, *more: str) -> None:
+        self.code: ExitCode | None = None
+        self._server = server
+        arguments = flags(server, "out", "-o", str(folder), "--count", str(count), *more)
+        self._thread = threading.Thread(target=lambda: setattr(self, "code", redis_waikato.recv(arguments)))
+
+    def __enter__(self) -> Receiving:
+        before = self._server.client.pubsub_numpat()
+        self._thread.start()
+        wait_until(lambda: self._server.client.pubsub_numpat() > before)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    (tmp_path / "dog.jpg").write_bytes(picture_bytes())
+    (tmp_path / "dog.json").write_text(json.dumps(PROMPT))
+    return tmp_path / "dog.jpg", tmp_path / "dog.json"
+
+
+def test_our_sender_and_receiver_work_with_our_worker(server: Server, tmp_path: Path) -> None:
+    picture, prompt = files(tmp_path)
+    with pubsub_worker(server), Receiving(server, tmp_path / "got", 1, "-f", "answer") as receiving:
+        assert redis_waikato.send(flags(server, "in", "-I", str(picture), "-P", str(prompt))) is ExitCode.OK
+    assert receiving.code is ExitCode.OK
+    assert sorted(p.name for p in (tmp_path / "got").iterdir()) == ["answer.json", "answer.png"]
+    with Image.open(tmp_path / "got" / "answer.png") as mask:
+        assert mask.size == (64, 48)
+    read = opex.ObjectPredictions.load_json_from_file(str(tmp_path / "got" / "answer.json"))
+    assert read.id == "answer"
+    assert read.objects[0].score is not None
+
+
+def test_our_sender_and_receiver_work_with_their_worker(server: Server, tmp_path: Path) -> None:
+    """Theirs sends one-bit masks, base64 with line ends, and contours alone."""
+    picture, prompt = files(tmp_path)
+
+    def predict(received: dict[str, Any]) -> None:
+        said = json.loads(received["data"].decode())
+        with Image.open(io.BytesIO(base64.b64decode(said["image"]))) as opened:
+            mask = Image.new("1", opened.size)
+        body = io.BytesIO()
+        mask.save(body, format="PNG")
+        made = {
+            "contours": [[[1, 2], [5, 2], [5, 9]]],
+            "mask": base64.encodebytes(body.getvalue()).decode("ascii"),
+            "meta": {"segmenter": {"type": "sam", "model_type": "vit_b", "model_file": "x"}, "prompt": said["prompt"]},
+        }
+        server.client.publish("out", json.dumps(made))
+
+    into = tmp_path / "got", 2, "-f", "same"
+    with Listener(server, "in", predict) as listener, Receiving(server, *into) as receiving:
+        for _ in range(2):
+            assert redis_waikato.send(flags(server, "in", "-I", str(picture), "-P", str(prompt))) is ExitCode.OK
+    assert receiving.code is ExitCode.OK
+    assert listener.heard[0]["prompt"] == PROMPT
+    names = ["same.json", "same.png", "same~2.json", "same~2.png"]
+    assert sorted(p.name for p in (tmp_path / "got").iterdir()) == names
+    read = opex.ObjectPredictions.load_json_from_file(str(tmp_path / "got" / "same.json"))
+    box = read.objects[0].bbox
+    assert (box.left, box.top, box.right, box.bottom) == (1, 2, 5, 9)
+
+
+def test_our_receiver_saves_a_refusal_as_one_and_outlives_nonsense(server: Server, tmp_path: Path) -> None:
+    with pubsub_worker(server), Receiving(server, tmp_path / "got", 3, "-f", "answer") as receiving:
+        server.client.publish("out", "nonsense")
+        server.client.publish("out", '{"mask": 1}')
+        send(server, {"prompt": PROMPT})
+    assert receiving.code is ExitCode.FAILED_JOBS
+    (file,) = (tmp_path / "got").iterdir()
+    assert file.name == "answer.error.json"
+    assert json.loads(file.read_text())["error"]["reason"] == "there is no picture"
+
+
+def test_our_sender_says_when_nobody_listens(server: Server, tmp_path: Path) -> None:
+    picture, prompt = files(tmp_path)
+    assert redis_waikato.send(flags(server, "in", "-I", str(picture), "-P", str(prompt))) is ExitCode.FAILED_JOBS
+
+
+def test_documents_of_the_contract_make_an_answer(server: Server) -> None:
+    """What the pub/sub shape needs is there even where nothing was found."""
+    with Listener(server, "out") as listener, pubsub_door(server) as door:
+        assert door.wait_subscribed(30)
+        send(server, message(b"x"))
+        job = next(door.jobs(threading.Event()))
+        door.deliver(job, DOCUMENTS)
+        wait_until(lambda: listener.heard)
+    assert listener.heard[0]["contours"] == []
