@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sam_poll import geometry, settings
 from sam_poll.cli import app
-from sam_poll.cvat import credentials, masks, server, shapes
+from sam_poll.cvat import credentials, masks, server, shapes, upload
 from sam_poll.cvat.calls import FailedError, Limits
 from sam_poll.cvat.journal import Journal
 from sam_poll.cvat.masks import Wish
@@ -586,6 +586,40 @@ def test_a_server_lost_while_pictures_are_fetched_ends_it_and_keeps_what_is_ther
     assert run(task) == ExitCode.OK
     assert len(of(task, "mask")) == 4
     assert run.decoded == 3
+
+
+def test_a_picture_that_the_server_fails_at_costs_no_other_picture(
+    memory: StandIn, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = boxed(memory)
+    memory.when = lambda method, path: Fault(500) if "number=1&" in path else None
+    assert run(task) == ExitCode.FAILED_JOBS
+    assert "done/cam1/1.png" in capsys.readouterr().err
+    assert {shape["frame"] for shape in of(task, "mask")} == {0, 2}
+    memory.when = lambda method, path: None
+    assert run(task) == ExitCode.OK
+    assert len(of(task, "mask")) == 4
+
+
+def test_a_server_that_fails_at_every_picture_is_not_asked_for_all_of_them(memory: StandIn, run: Run) -> None:
+    task = boxed(memory)
+    task.frames = [(f"{number}.png", task.frames[0][1]) for number in range(40)]
+    for number in range(3, 40):
+        memory.draw(task, number, "rectangle", "dog", [5, 5, 30, 30])
+    memory.when = lambda method, path: Fault(500) if "/data/?" in path else None
+    with pytest.raises(CvatError) as caught:
+        run(task, limits=ONCE)
+    assert caught.value.kind == ExitCode.CVAT_SERVER
+    assert sum("/data/?" in line for line in memory.log) < 20
+
+
+@pytest.mark.parametrize("points", [[8000, 0] * 30_000, [8765.43] * 60_000, [8765.43] * 4000, [1] * 8])
+def test_a_request_stays_below_what_a_proxy_takes_by_itself(points: list[float]) -> None:
+    label = shapes.Label(1_000_000, "dog", "any", shapes.Attribute(1_000_000))
+    one = shapes.entry(100_000, label, "mask", points, 0.98765)
+    pieces = list(upload._pieces([one] for _ in range(1000)))
+    assert sum(map(len, pieces)) == 1000
+    assert max(len(json.dumps(piece)) for piece in pieces) < 1 << 20
 
 
 def test_two_commands_on_one_task_do_not_work_at_once(memory: StandIn, run: Run) -> None:

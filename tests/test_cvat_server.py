@@ -205,6 +205,7 @@ def test_a_server_without_tls_is_not_trusted_as_https(host: str) -> None:
         server.connect(host.replace("http:", "https:"), BY_TOKEN, limits=ONCE)
     assert caught.value.kind == ExitCode.CVAT_UNREACHABLE
     assert "trusted" in caught.value.reason
+    assert "http://" in str(caught.value.remedy)
 
 
 def test_a_web_page_is_not_taken_for_cvat(memory: StandIn, host: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,8 @@ class Calls:
         if 300 <= status <= 399:
             elsewhere = shown(_header(headers, "Location"))[:WORDS]
             reason, remedy = f"the server is somewhere else (HTTP {status}: {elsewhere})", "give that address"
+        if status == 413:
+            remedy = "a proxy before CVAT takes no requests of this size: raise its limit (nginx: client_max_body_size)"
         after = _header(headers, "Retry-After")
         return FailedError(
             reason,
@@ -212,6 +214,8 @@ class Calls:
             cause = cause.reason
         if isinstance(cause, u.SSLError):
             remedy = "let SSL_CERT_FILE name the file with its certificate authority"
+            if "WRONG_VERSION_NUMBER" in str(cause):
+                remedy = "it does not speak HTTPS there: look at the address, or give it with http://"
             reason = f"the server cannot be trusted: {self._words(str(cause))}"
             return FailedError(reason, ExitCode.CVAT_UNREACHABLE, place=what, remedy=remedy)
         if isinstance(cause, (u.ConnectTimeoutError, u.ReadTimeoutError)) and not isinstance(

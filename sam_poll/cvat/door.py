@@ -27,6 +27,7 @@ from sam_poll.types import Document, Job, Result
 
 _AHEAD = 4  # pictures fetched while others are answered; as many connections as the SDK keeps open
 _THIS_ONE_ONLY = (ExitCode.CVAT_NOT_FOUND, ExitCode.CVAT_REFUSED)
+_FAILED_IN_A_ROW = 3  # pictures at which a server failed; fewer may be theirs: CVAT fails at one that left its share
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class TaskDoor:
         self._max_pixels, self._on_end = max_pixels, on_end
         self.failure: SamPollError | None = None
         self._broken = threading.Event()
+        self._failed = 0  # in a row
 
     def jobs(self, stop: threading.Event) -> Generator[Job, None, None]:
         """All frames, until `stop` is set or something fails that all of them need."""
@@ -78,6 +80,7 @@ class TaskDoor:
         fault: InputError | None = None
         try:
             picture = future.result()
+            self._failed = 0
             size = headers.read_header(picture, max_pixels=self._max_pixels).size
             if size != one.frame.size:
                 fault = PictureError(
@@ -86,7 +89,8 @@ class TaskDoor:
                     remedy="give the folder that the task was made from, or leave --images out",
                 )
         except CvatError as error:
-            if error.kind not in _THIS_ONE_ONLY:
+            self._failed += error.kind == ExitCode.CVAT_SERVER
+            if error.kind not in (*_THIS_ONE_ONLY, ExitCode.CVAT_SERVER) or self._failed >= _FAILED_IN_A_ROW:
                 self._break(error)
                 return None
             fault = PictureError(error.reason, place=error.place, remedy=error.remedy)

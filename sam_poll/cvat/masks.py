@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sam_poll import app
-from sam_poll.console import count, error_console
+from sam_poll.console import count
 from sam_poll.cvat import door, plan, shapes
 from sam_poll.cvat.journal import Journal, folder_of
 from sam_poll.cvat.plan import Item, Plan, Wish
 from sam_poll.cvat.server import Server
 from sam_poll.cvat.shapes import Placed, Sign
-from sam_poll.cvat.upload import WRITTEN, Upload
+from sam_poll.cvat.upload import WRITTEN, Upload, progress
 from sam_poll.errors import CvatError, ExitCode, InputError, SamPollError
 from sam_poll.formats.cvat import z_orders
 from sam_poll.fs import shown
@@ -104,11 +103,9 @@ def _answer(
         return 0
     lost = 0
     lock = threading.Lock()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = error_console()
     with app.stop_on_signals() as stop:
         engine = engine_of(settings)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with progress() as bar:
             row = bar.add_task("pictures", total=len(wanted))
 
             def ended(one: door.Wanted, error: SamPollError | None) -> None:
@@ -170,7 +167,7 @@ def _write(
                 yield entries
 
     upload = Upload(server, task, journal)
-    upload.put(objects())
+    upload.put(objects(), len(made.items))
     outcome.made = upload.made
     before = None if fresh or (wish.replace and made.items) else annotations
     wanted = [name for item in fresh for name in signs[item.done]]

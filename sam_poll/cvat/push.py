@@ -341,7 +341,7 @@ def _upload(
                 yield entries
 
     upload = Upload(server, task, journal)
-    upload.put(objects())
+    upload.put(objects(), sum(map(len, found.objects.values())))
     upload.prove(signs)
     return upload.made
 

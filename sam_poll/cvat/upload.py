@@ -10,11 +10,13 @@ command again takes them away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loguru import logger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sam_poll.console import error_console
 from sam_poll.cvat.calls import FailedError
 from sam_poll.cvat.journal import Journal
 from sam_poll.cvat.server import Server
@@ -22,7 +24,7 @@ from sam_poll.cvat.shapes import Placed, Sign, sign
 from sam_poll.errors import CvatError, ExitCode
 
 SHAPES = 200  # in one request
-NUMBERS = 400_000  # coordinates and run lengths in one request: some 2 MB
+NUMBERS = 100_000  # coordinates and run lengths in one request: below 1 MiB, at which nginx refuses unless it is told
 WRITTEN = "written"
 Entry = dict[str, Any]
 
@@ -35,14 +37,16 @@ class Upload:
         self._sent: set[Sign] = set()
         self.made = 0
 
-    def put(self, objects: Iterable[Sequence[Entry]], on_done: Callable[[int], None] = lambda _: None) -> None:
-        """Have the shapes of these objects on the server; those of one object travel together, as one group if they
-        are several. CvatError when it refuses them, or has failed too often."""
-        for piece in _pieces(self._missing(objects, on_done)):
-            self._journal.note(WRITTEN, (sign(one).hex() for one in piece))
-            self._create(piece)
+    def put(self, objects: Iterable[Sequence[Entry]], total: int) -> None:
+        """Have the shapes of these objects, `total` at most, on the server; those of one object travel together, as
+        one group if they are several. CvatError when it refuses them, or has failed too often."""
+        with progress() as bar:
+            row = bar.add_task("upload", total=total)
+            for piece in _pieces(self._missing(bar.track(objects, task_id=row))):
+                self._journal.note(WRITTEN, (sign(one).hex() for one in piece))
+                self._create(piece)
 
-    def _missing(self, objects: Iterable[Sequence[Entry]], on_done: Callable[[int], None]) -> Iterator[list[Entry]]:
+    def _missing(self, objects: Iterable[Sequence[Entry]]) -> Iterator[list[Entry]]:
         placed: Placed | None = None
         group = 0
         for shapes in objects:
@@ -55,7 +59,6 @@ class Upload:
                 group += 1
                 fresh = [(name, {**one, "group": group}) for name, one in fresh]
             self._sent |= {name for name, _ in fresh}
-            on_done(len(shapes))
             if fresh:
                 yield [one for _, one in fresh]
 
@@ -130,6 +133,13 @@ class Upload:
 
     def _look(self) -> Placed:
         return Placed(self._server.annotations(self._task)["shapes"])
+
+
+def progress() -> Progress:
+    """A bar on stderr, where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = error_console()
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _pieces(objects: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
