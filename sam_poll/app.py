@@ -17,11 +17,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from loguru import logger
 from rich.console import Console
@@ -45,6 +45,7 @@ from sam_poll.types import Engine, Format, Job, Result
 
 LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+Menu: TypeAlias = Callable[[Settings], Sequence[Format] | Mapping[str, Format]]
 _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
 
 
@@ -94,6 +95,11 @@ def formats_of(settings: Settings, names: Sequence[str] | None = None) -> list[F
     return formats.load(names or settings.formats, options)
 
 
+def cover_of(settings: Settings) -> int:
+    """The least side, in pixels, of a picture that the overlay draws on."""
+    return min(_OVERLAY_COVER, settings.overlay.max_side)
+
+
 def cores_here() -> int:
     """How many cores this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -114,7 +120,7 @@ def sizes_of(settings: Settings, cores: int | None = None) -> Sizes:
         batch_wait_s=p.batch_wait_ms / 1000,
         cache_mib=p.cache_mib,
         max_pixels=int(settings.limits.picture_mpx * 1_000_000),
-        cover=min(_OVERLAY_COVER, settings.overlay.max_side) if "overlay" in settings.formats else 0,
+        cover=cover_of(settings) if "overlay" in settings.formats else 0,
         pixels="overlay" in settings.formats,
     )
 
@@ -284,11 +290,13 @@ def workforce(
     *,
     model_type: str | None,
     on_result: Callable[[Result], None] | None,
+    menu: Menu = formats_of,
 ) -> Iterator[Pipeline | Fleet]:
-    """What answers the jobs: a pipeline in this process, or one in a process of its own for each of several devices."""
+    """What answers the jobs: a pipeline in this process, or one in a process of its own for each of several devices.
+    `menu` makes the formats, there: a function of a module."""
     names = devices_of(settings)
     if len(names) > 1:
-        posts = posts_of(settings, names, model_type=model_type)
+        posts = posts_of(settings, names, model_type=model_type, menu=menu)
         writers = sum(sizes_of(settings, cores_here() // len(names)).finish_threads for _ in names)
         with Fleet(
             posts,
@@ -306,7 +314,7 @@ def workforce(
     signs.engine = engine = engine_of(settings, model_type=model_type, device=names[0])
     yield Pipeline(
         engine,
-        formats_of(settings),
+        menu(settings),
         sizes=sizes_of(settings),
         stats=signs.stats,
         on_result=on_result,
@@ -335,18 +343,22 @@ def devices_of(settings: Settings) -> list[str]:
     return [f"cuda:{n}" for n in range(cards)] if cards > 1 else ["auto"]
 
 
-def posts_of(settings: Settings, names: Sequence[str], *, model_type: str | None = None) -> list[Post]:
+def posts_of(
+    settings: Settings, names: Sequence[str], *, model_type: str | None = None, menu: Menu = formats_of
+) -> list[Post]:
     """A process for each device. Those on the CPU share its cores."""
     share = max(1, cores_here() // len(names))
     env = dict(os.environ)
     if "cpu" in names:
         env.setdefault("OMP_NUM_THREADS", str(share))
-    return [Post(name, partial(equip, settings, name, model_type, share), env, settings.log_level) for name in names]
+    return [
+        Post(name, partial(equip, settings, name, model_type, share, menu), env, settings.log_level) for name in names
+    ]
 
 
-def equip(settings: Settings, device: str, model_type: str | None, cores: int) -> Equipment:
+def equip(settings: Settings, device: str, model_type: str | None, cores: int, menu: Menu = formats_of) -> Equipment:
     """What a fleet's process needs for one device. Runs in that process."""
-    return engine_of(settings, model_type=model_type, device=device), formats_of(settings), sizes_of(settings, cores)
+    return engine_of(settings, model_type=model_type, device=device), menu(settings), sizes_of(settings, cores)
 
 
 @contextmanager

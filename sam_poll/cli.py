@@ -19,6 +19,7 @@ from sam_poll.errors import ExitCode, ShareError, UsageError
 from sam_poll.given import settings_of
 from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
+from sam_poll.serve.commands import serve
 
 app = typer.Typer(
     name="sam-poll",
@@ -34,6 +35,7 @@ app = typer.Typer(
 models = typer.Typer(help="List, download and verify the networks' weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(cvat_commands.app, name="cvat")
+app.command()(serve)
 app.command()(redis)
 app.add_typer(cluster_cli.app, name="cluster")
 

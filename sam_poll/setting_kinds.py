@@ -65,11 +65,15 @@ def _bare_port(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _address(text: str) -> str:
+def _address(text: str, least: int = 1) -> str:
     found = _ADDRESS.fullmatch(text)
-    if found is None or not 1 <= int(found[2]) <= 65535:
+    if found is None or not least <= int(found[2]) <= 65535:
         raise refuse(f"not an address: {quoted(text)}", "127.0.0.1:9464 (host:port), or the port alone")
     return f"{found[1] or LOOPBACK}:{int(found[2])}"
+
+
+def _any_port(text: str) -> str:
+    return _address(text, 0)  # 0: one that is free, named in the log
 
 
 def once_each(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,3 +109,4 @@ NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Threads: TypeAlias = Annotated[int, Field(ge=1, le=256)]
 Address: TypeAlias = Annotated[str, BeforeValidator(_bare_port), AfterValidator(_address)]  # normalised to host:port
+Listen: TypeAlias = Annotated[str, BeforeValidator(_bare_port), AfterValidator(_any_port)]  # the same

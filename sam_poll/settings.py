@@ -32,6 +32,7 @@ from sam_poll.setting_kinds import (
     File,
     Folder,
     FormatName,
+    Listen,
     Name,
     NotNegative,
     Positive,
@@ -43,8 +44,8 @@ from sam_poll.setting_kinds import (
 from sam_poll.yaml_lines import NotYaml, read_yaml, scalar
 
 PREFIX = "SAM_POLL_"
-# the model cache (read by the catalogue); the path of config.yaml; a server's URL, which may hold a password
-NOT_SETTINGS = ("SAM_POLL_CACHE", "SAM_POLL_CONFIG", "SAM_POLL_REDIS_URL")
+# the model cache (read by the catalogue); the path of config.yaml; what is a secret, or may hold one
+NOT_SETTINGS = ("SAM_POLL_CACHE", "SAM_POLL_CONFIG", "SAM_POLL_REDIS_URL", "SAM_POLL_SERVE_TOKEN")
 MAX_FILE_BYTES = 1024 * 1024
 
 # Kubernetes gives every container these for a service named sam-poll; they are not meant for us.
@@ -131,6 +132,18 @@ class Health(_Group):
     stuck_s: Positive = Field(default=300.0, description="seconds after which a loop that does not move is stuck")
 
 
+class Serve(_Group):
+    """The HTTP server, `sam-poll serve`."""
+
+    listen: Listen = Field(default="127.0.0.1:8000", description="where it listens, a port alone is on 127.0.0.1")
+    token_file: File | None = Field(
+        default=None, description="file with the token that callers must send; null: the environment's, or none"
+    )
+    queue: Count = Field(default=64, description="requests inside at once; who comes then is told to come again")
+    timeout_s: Positive = Field(default=60.0, description="seconds until a request must be answered")
+    body_mib: Count = Field(default=32, description="largest body of a request, MiB")
+
+
 @dataclass(frozen=True, slots=True)
 class Folders:
     """The five folders of a share, absolute."""
@@ -190,6 +203,7 @@ class Settings(_Group):
     limits: Limits = Limits()
     pipeline: Pipeline = Pipeline()
     health: Health = Health()
+    serve: Serve = Serve()
     load_timeout_s: Positive = Field(default=300.0, description="seconds that loading the model may take")
     log: Literal["auto", "text", "json"] = Field(default="auto", description="form of the log")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

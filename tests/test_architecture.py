@@ -33,7 +33,7 @@ LEVELS = [
     {"sam_poll.metrics", "sam_poll.reporting", "sam_poll.given"},
     {"sam_poll.oneoff", "sam_poll.app"},
     {"sam_poll.cvat", "sam_poll.redis_run", "sam_poll.cluster_run"},
-    {"sam_poll.bench", "sam_poll.redis_cli", "sam_poll.cluster_cli", "sam_poll.redis_waikato"},
+    {"sam_poll.bench", "sam_poll.serve", "sam_poll.redis_cli", "sam_poll.cluster_cli", "sam_poll.redis_waikato"},
     {"sam_poll.cli"},
     {"sam_poll.waikato", "sam_poll.__main__"},
 ]
@@ -45,6 +45,7 @@ ROOMS = (
     "sam_poll.bench",
     "sam_poll.annotations",
     "sam_poll.cvat",
+    "sam_poll.serve",
 )
 
 

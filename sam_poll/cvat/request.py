@@ -40,7 +40,7 @@ def read(body: Any, *, label: str = "object", box_first: bool = False, clicks: b
     of `pos_points` are the box. Without `clicks` only the picture is looked at.
     """
     asked = _mapping(body)
-    picture = _picture(asked.get("image"))
+    picture = file_in_base64(asked.get("image"), "image")
     if not clicks:
         return Asked(picture, None)
     return Asked(picture, _prompt(asked, label, box_first), _threshold(asked.get("threshold")))
@@ -57,17 +57,19 @@ def _mapping(body: Any) -> Mapping[str, Any]:
     return body
 
 
-def _picture(image: Any) -> bytes:
-    if image is None or image == "":
-        raise PictureError("there is no picture", place="image", remedy="send the picture's file in base64")
-    if not isinstance(image, str):
-        raise PictureError("not a text", place="image", remedy="send the picture's file in base64")
+def file_in_base64(text: Any, place: str) -> bytes:
+    """A picture's file. PictureError, at `place`, where there is none."""
+    remedy = "send the picture's file in base64"
+    if text is None or text == "":
+        raise PictureError("there is no picture", place=place, remedy=remedy)
+    if not isinstance(text, str):
+        raise PictureError("not a text", place=place, remedy=remedy)
     try:
-        data = base64.b64decode("".join(image.split()), validate=True)
+        data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: letters that are not ASCII
-        raise PictureError(f"not base64: {error}", place="image", remedy="send the picture's file in base64") from None
+        raise PictureError(f"not base64: {error}", place=place, remedy=remedy) from None
     if not data:
-        raise PictureError("there is no picture", place="image", remedy="send the picture's file in base64")
+        raise PictureError("there is no picture", place=place, remedy=remedy)
     return data
 
 
