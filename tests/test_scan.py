@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import crowd
-from sam_poll.doors import finished, looks, names, scan
+from sam_poll.doors import finished, layout, looks, names, scan
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.names import OLD_S, TRUTH_S, Names
 from sam_poll.doors.scan import Manners, Scanner
@@ -60,7 +60,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Counts what is asked of the file system: `lstat` of files, `scandir` of folders, `open` of prompts."""
     counted: Counter[str] = Counter()
-    lstat, scandir, opened = os.lstat, os.scandir, scan.open_plain
+    lstat, scandir, opened = os.lstat, os.scandir, layout.open_plain
 
     def count(name: str, really: object) -> object:
         def call(*args: object, **more: object) -> object:
@@ -71,7 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     monkeypatch.setattr(looks.os, "lstat", count("lstat", lstat))
     monkeypatch.setattr(names.os, "scandir", count("scandir", scandir))
-    monkeypatch.setattr(scan, "open_plain", count("open", opened))
+    monkeypatch.setattr(layout, "open_plain", count("open", opened))
     yield counted
     monkeypatch.undo()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -323,3 +325,68 @@ def test_check_says_of_a_file_what_the_folder_says(share: Share, name: str, shap
     assert (finding.error is None) == (counts.rejected == 0)
     if finding.error:
         assert finding.error.reason == share.error("annotations")["reason"]
+
+
+@pytest.mark.parametrize("policy", ["everything", "reject"])
+def test_pictures_wait_for_annotations_that_another_daemon_is_spreading(
+    share: Share, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    for number in range(3):
+        picture(share, f"{number}.jpg")
+    really, begun, go_on = Spreader._make, Event(), Event()
+
+    def slow(*given: Any) -> bool:
+        begun.set()
+        assert go_on.wait(20)
+        return really(*given)
+
+    monkeypatch.setattr(Spreader, "_make", slow)
+    manners: dict[str, Any] = {"quiet_s": 0.02, "rescan_s": 0.05, "missing_prompt": policy, "pair_timeout_s": None}
+    share.drop("annotations.xml", xml(*((f"{number}.jpg", BOXED) for number in range(3))))
+    with Daemon(share, **manners):
+        assert begun.wait(20)
+        with Daemon(share, **manners) as other:
+            wait_until(lambda: other.door.scans > 10)
+            assert share.tree("input") == ["0.jpg", "1.jpg", "2.jpg"]
+            go_on.set()
+            wait_until(lambda: len(share.tree("output")) == 3)
+    assert share.tree("output") == [f"{number}.annotations.mask.png" for number in range(3)]
+    assert share.tree("failed") == []
+
+
+def test_a_picture_without_prompt_is_answered_once_no_annotations_can_bring_one(share: Share) -> None:
+    picture(share, "dog.jpg")
+    picture(share, "cat.jpg")
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+    assert share.run_once(missing_prompt="everything").answered == 2
+    assert share.tree("output") == ["cat.mask.png", "dog.annotations.mask.png"]
+
+
+def test_a_daemon_that_is_stopped_while_it_makes_prompts_puts_the_file_back_and_counts_no_attempt(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.jpg" for number in range(50)]
+    share.drop("annotations.xml", xml(*((name, BOXED) for name in names)))
+    really = Spreader._body
+    with Daemon(share, quiet_s=0.02, rescan_s=0.05) as daemon:
+
+        def body(*given: Any) -> bytes:
+            daemon.stop.set()
+            return really(*given)
+
+        monkeypatch.setattr(Spreader, "_body", body)
+        wait_until(daemon.stop.is_set)
+    assert share.tree("input") == ["annotations.xml"]
+    assert share.tree("work") == []
+    monkeypatch.undo()
+    share.run_once()
+    assert len(share.tree("input")) == 50
+
+
+def test_spreading_is_seen_to_move_all_the_while(share: Share) -> None:
+    share.drop("annotations.xml", xml(*((f"{number}.jpg", BOXED) for number in range(20))))
+    claim = Claims(share.layout, "tester", lambda: None).take("annotations.xml", None, ["annotations.xml"])
+    assert claim
+    beats: list[None] = []
+    assert Spreader(share.layout, lambda: beats.append(None) or True).spread(claim, "annotations.xml")  # type: ignore[func-returns-value]
+    assert len(beats) == 3 * 20, "when pictures are found, when prompts are written, when they are moved"

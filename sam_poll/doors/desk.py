@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +57,16 @@ class _Read:
 class Desk:
     """`claim` and `resume` are for the scan's thread, the rest for any."""
 
-    def __init__(self, layout: Layout, manners: Manners, scanner: Scanner, claims: Claims) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        manners: Manners,
+        scanner: Scanner,
+        claims: Claims,
+        going: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
-        self._spreader = Spreader(layout)
+        self._spreader = Spreader(layout, going)
         self._lock = threading.Lock()
         self._claimed: dict[Path, Claim] = {}
         self._ended: set[Path] = set()
@@ -204,8 +211,8 @@ class Desk:
         (name,) = claim.prompts
         with self._kept(claim):
             try:
-                self._spreader.spread(claim, name)
-                self._claims.close(claim, "done", self._claims.free(claim, "done"))
+                place = "done" if self._spreader.spread(claim, name) else "input"  # there it waits for the next daemon
+                self._claims.close(claim, place, self._claims.free(claim, place))
             except PromptError as error:
                 return [self._job(claim, name, _Read(Ready(None, None, {}), None, error))]
             except FileNotFoundError:

@@ -67,6 +67,7 @@ class FolderDoor:
         self._scanner = Scanner(layout, self.manners, self._wake)
         self._unread: dict[str, tuple[float, str | None]] = {}
         self._due = NEVER
+        self._stop: threading.Event | None = None
         self._glancer: threading.Thread | None = None
 
     def __enter__(self) -> FolderDoor:
@@ -88,7 +89,7 @@ class FolderDoor:
                 raise unusable("work", Path(error.filename or layout.work), error) from error
             self._lives = Watch(layout.work, manners.lease_s)
             self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs)
-            self._desk = Desk(layout, manners, self._scanner, self._claims)
+            self._desk = Desk(layout, manners, self._scanner, self._claims, self._going)
             self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s)
             self._open = stack.pop_all()
         return self
@@ -163,6 +164,7 @@ class FolderDoor:
 
     def jobs(self, stop: threading.Event) -> Generator[Job, None, None]:
         """Claimed jobs, oldest first, until `stop` is set or (`once`) nothing is left that could become a job."""
+        self._stop = stop
         pause = 1.0
         self._glanced(stop)
         while not stop.is_set():
@@ -205,6 +207,11 @@ class FolderDoor:
         yield from (partial(self._desk.resume, found) for found in abandoned)
         yield from (partial(self._desk.claim, group) for group in by_picture(ready))
 
+    def _going(self) -> bool:
+        """Asked by what takes long on the scan's thread: it moves, and is to go on."""
+        self._pulse.beat()
+        return self._stop is None or not self._stop.is_set()
+
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._pulse.beat()
@@ -238,6 +245,7 @@ class FolderDoor:
         self._janitor.tidy(listing, now)
         if listing.strays:
             self._wake.set()
+        self._scanner.spreading = any(self.layout.is_annotations(f.label) for f in (*elsewhere, *self._abandoned))
         # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
         return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sam_poll.doors.settle import PROMPT_ENDINGS
+from sam_poll.errors import PromptError
+from sam_poll.fs import NO_FILE, open_plain, shown
 from sam_poll.images import ENDINGS
 
 ERROR_ENDING = ".error.json"
@@ -63,6 +65,21 @@ class Layout:
     def is_picture(self, name: str) -> bool:
         """Whether a file name is a picture's."""
         return os.path.splitext(name)[1].lower() in self.picture_endings
+
+
+def prompt_bytes(path: Path, most: int) -> bytes:
+    """What is in a prompt file, or in annotations; PromptError where it cannot be read. At most one byte more than is
+    allowed, never through a link, and never waiting for a pipe: what was a file when it was listed may be something
+    else by now."""
+    try:
+        file = open_plain(path)
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        remedy = "let the daemon's user read it, then `sam-poll retry`"
+        raise PromptError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
+    with file:
+        return file.read(most + 1)
 
 
 def walk(

@@ -22,13 +22,13 @@ from loguru import logger
 
 from sam_poll import prompts
 from sam_poll.doors.finished import Finished
-from sam_poll.doors.layout import Layout
+from sam_poll.doors.layout import Layout, prompt_bytes
 from sam_poll.doors.looks import NEVER, Looks
 from sam_poll.doors.names import TRUTH_S, Names
 from sam_poll.doors.settle import Ambiguous, Index, Signature
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
-from sam_poll.fs import NO_FILE, open_plain, shown
+from sam_poll.fs import shown
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 _UNREAD_S = 10.0
@@ -112,12 +112,14 @@ class Scanner:
         self._named: dict[str, str | None] = {}
         self._first_seen: dict[str, float] = {}
         self._oldest: float | None = None
-        self._annotated = False
+        self._annotated = self._waited = False
         self._held: dict[str, _Held] = {}
         self._to_hold: deque[tuple[str, _Held]] = deque()
         self._glanced: float | None = None
         self._idle = False
         self._doubt_at = 0.0
+        self.spreading = False
+        """Whether annotations in `work/`, anybody's, are becoming prompts; told by `elsewhere` of `scan`."""
         self.due = 0.0
         """When to look again at the latest, by the monotonic clock."""
         self.waiting = 0
@@ -150,7 +152,7 @@ class Scanner:
         """
         now = self._clock()
         self.scan(now, [], glancing=True)
-        self._glanced, self._idle = now, False
+        self._glanced, self._idle, self._waited = now, False, True
 
     def scan(
         self,
@@ -374,7 +376,12 @@ class Scanner:
 
     def _lone_pictures(self, spoken_for: set[str], now: float) -> Iterator[str]:
         policy, limit = self._manners.missing_prompt, self._manners.pair_timeout_s
-        if (policy == "wait" and limit is None) or self._annotated:  # their prompts may be among the annotations
+        if policy == "wait" and limit is None:
+            return
+        waited, self._waited = self._waited, self._annotated or self.spreading
+        if waited or self._waited:  # their prompts may be among the annotations, or have come since `in/` was listed
+            if not self._annotated:
+                self.due = min(self.due, now + self._manners.rescan_s * self.spreading)
             return
         for picture in self._names.pictures - spoken_for:
             over = limit is None or self._over(limit, now - self._first_seen[picture], now)
@@ -465,18 +472,8 @@ class Scanner:
         return waited >= limit
 
     def read(self, prompt: Path) -> prompts.PromptFile:
-        """The prompt file, understood; PromptError. Reads at most one byte more than is allowed, never through a link,
-        and never waits for a pipe: what was a file when it was listed may be something else by now."""
-        try:
-            file = open_plain(prompt)
-        except OSError as error:
-            if error.errno not in NO_FILE:
-                raise
-            remedy = "let the daemon's user read it, then `sam-poll retry`"
-            name = shown(prompt.name)
-            raise PromptError(f"cannot be read: {error.strerror}", place=name, remedy=remedy) from error
-        with file:
-            return self._manners.parse(file.read(self._manners.prompt_bytes + 1))
+        """The prompt file, understood; PromptError."""
+        return self._manners.parse(prompt_bytes(prompt, self._manners.prompt_bytes))
 
 
 def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:

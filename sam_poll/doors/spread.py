@@ -32,10 +32,10 @@ from loguru import logger
 from sam_poll.annotations import Annotated, Asked, cvat_xml, files
 from sam_poll.annotations.reading import image_place
 from sam_poll.doors.claims import Claim, outer_name
-from sam_poll.doors.layout import Layout, walk
+from sam_poll.doors.layout import Layout, prompt_bytes, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import PromptError
-from sam_poll.fs import NAME_MAX, NO_FILE, NOT_THERE, cut, exists, move_new, open_plain, shown, sync_folder, with_suffix
+from sam_poll.fs import NAME_MAX, NOT_THERE, cut, exists, move_new, shown, sync_folder, with_suffix
 
 MAX_BYTES = 512 * 1024 * 1024
 _MAKING, _PROMPTS = ".making", ".prompts"
@@ -76,7 +76,7 @@ class Spreader:
         making.mkdir()
         self._ways.clear()
         pictures: dict[str, tuple[Annotated, list[Asked]]] = {}
-        asking, others = asked(_bytes(claim.path / name), name, self._layout.is_picture)
+        asking, others = asked(prompt_bytes(claim.path / name, MAX_BYTES), name, self._layout.is_picture)
         if others:
             logger.info("{}: left out, because SAM cannot be asked with them: {}", shown(name), others)
         for annotated, chosen in asking:
@@ -276,18 +276,6 @@ def _flush(paths: list[Path]) -> None:
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        file = open_plain(path)
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        remedy = "let the daemon's user read it, then `sam-poll retry`"
-        raise PromptError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
-    with file:
-        return file.read(MAX_BYTES + 1)
 
 
 def _check_plain(name: str, is_picture: Callable[[str], bool]) -> None:
