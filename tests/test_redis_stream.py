@@ -249,6 +249,28 @@ def test_an_answer_whose_confirmation_was_lost_is_written_once_and_counts(server
     assert server.ids() == ["a"]
 
 
+@pytest.mark.parametrize("number", ["*", "7-0", "7-3"])
+def test_an_entry_that_was_given_to_us_by_a_reply_that_did_not_arrive_is_taken_up_at_once(
+    server: Server, number: str
+) -> None:
+    fields = {"id": "a", "image": picture_bytes(), "prompt": json.dumps(PROMPT)}
+    server.client.xadd("sam:in", fields, id=number)
+    with stream_door(server, lease_s=3600) as door:
+        real, calls = door._link.client.xreadgroup, []
+
+        def cut_off(*given: Any, **more: Any) -> Any:
+            calls.append(real(*given, **more))
+            if len(calls) == 1:
+                raise redis.ConnectionError("cut off")
+            return calls[-1]
+
+        door._link.client.xreadgroup = cut_off
+        (job,) = take(door)
+        assert (job.id, job.attempt) == ("a", 1)
+        door.deliver(job, DOCUMENTS)
+    assert server.ids() == ["a"]
+
+
 def test_an_answer_with_too_many_documents_is_refused_with_the_remedy(server: Server) -> None:
     server.add("a", picture_bytes())
     with stream_door(server) as door:

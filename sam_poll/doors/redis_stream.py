@@ -36,6 +36,7 @@ NOBODY = "released"  # whose what was given back is
 _BLOCK_S = 0.5
 _LOOK_S = 5.0
 _AT_ONCE = 16  # entries of the dead seen in one look
+_OURS = 1000  # more than one worker has at once
 _MAX_DOCUMENTS = 3000  # Redis' scripts pass on some 8,000 words at once
 _FORGOTTEN_S = 3600.0  # how long a consumer that holds nothing has not been heard of
 Fields: TypeAlias = list[str | bytes]
@@ -95,6 +96,7 @@ class StreamDoor:
         self._lock = threading.Lock()
         self._left: deque[tuple[str, int]] = deque()  # entries of the dead, and how often they were delivered
         self._look_at = 0.0
+        self._suspect = False  # something may be ours that we have not heard of
         self._end = threading.Event()
         self._keeper = threading.Thread(target=self._keep_fresh, name="lease", daemon=True)
         self._waiting = 0
@@ -154,7 +156,7 @@ class StreamDoor:
         while not stop.is_set():
             self._pulse.beat()
             try:
-                found = self._of_the_dead() or self._fresh()
+                found = self._unheard() or self._of_the_dead() or self._fresh()
             except Trouble as error:
                 self._link.away(error)
                 if error.no_group:
@@ -162,6 +164,7 @@ class StreamDoor:
                 pauses.wait(stop)
                 # The living could not say that they are: they may do so first.
                 self._left.clear()
+                self._suspect = True
                 self._look_at = time.monotonic() + self._lease_ms / 2000
                 continue
             self._link.here()
@@ -181,15 +184,36 @@ class StreamDoor:
 
     def _fresh(self) -> tuple[str, int, dict[bytes, bytes]] | None:
         """The next entry that nobody has taken."""
+        return self._read(">", int(_BLOCK_S * 1000))
+
+    def _read(self, after: str, block_ms: int | None) -> tuple[str, int, dict[bytes, bytes]] | None:
         names = self._names
         answer = self._link.ask(
-            lambda client: client.xreadgroup(
-                names.group, self.consumer, {names.source: ">"}, count=1, block=int(_BLOCK_S * 1000)
-            )
+            lambda client: client.xreadgroup(names.group, self.consumer, {names.source: after}, count=1, block=block_ms)
         )
         for _, entries in answer or ():
             for number, fields in entries:
-                return number.decode(), 1, fields
+                if fields:  # else it was deleted
+                    return number.decode(), 1, fields
+        return None
+
+    def _unheard(self) -> tuple[str, int, dict[bytes, bytes]] | None:
+        """An entry that was given to us by an answer which did not arrive. It was delivered, but never run."""
+        if not self._suspect:
+            return None
+        names = self._names
+        ours = self._link.ask(
+            lambda client: client.xpending_range(names.source, names.group, "-", "+", _OURS, consumername=self.consumer)
+        )
+        for entry in ours:
+            number = entry["message_id"].decode()
+            with self._lock:
+                known = number in self._held
+            # Asked so, the server gives only what is ours still.
+            found = None if known else self._read(_before(number), None)
+            if found and found[0] == number:
+                return number, entry["times_delivered"], found[2]
+        self._suspect = False
         return None
 
     def _of_the_dead(self) -> tuple[str, int, dict[bytes, bytes]] | None:
@@ -358,3 +382,9 @@ class StreamDoor:
     def _forget(self, consumer: str | bytes) -> None:
         arguments = [self._names.group, consumer]
         self._link.ask(lambda _: self._forget_script(keys=[self._names.source], args=arguments))
+
+
+def _before(number: str) -> str:
+    """The greatest entry's number below this one."""
+    when, _, serial = number.partition("-")
+    return f"{when}-{int(serial) - 1}" if int(serial) else f"{int(when) - 1}-{(1 << 64) - 1}"
