@@ -369,7 +369,18 @@ def test_a_wrong_flag_is_named() -> None:
 
 
 def test_a_variable_that_is_not_unicode_is_a_path_or_refused() -> None:
-    names = {"input", "output", "work", "done", "failed", "model", "model_cfg", "sentinel", "health.file"}
+    names = {
+        "input",
+        "output",
+        "work",
+        "done",
+        "failed",
+        "model",
+        "model_cfg",
+        "sentinel",
+        "health.file",
+        "serve.token_file",
+    }
     made = load(None, env={env_name(key): f"/a/{key}\udcff" for key in names})
     assert made.folders.output == Path("/a/output\udcff")
     for key in keys().keys() - names:
