@@ -258,12 +258,15 @@ def test_an_object_whose_mask_is_empty_keeps_its_box_and_is_told(
 ) -> None:
     task = boxed(memory)
     task.shapes = []
-    kept = memory.draw(task, 0, "rectangle", "dog", [20, 20, 20.2, 20.2])
+    kept = [memory.draw(task, 0, "rectangle", "dog", [20, 20, 20.2, 20.2])]
     memory.draw(task, 0, "rectangle", "cat", [5, 5, 30, 30])
+    kept += [memory.draw(task, 1, "rectangle", "cat", [20, 20, 20.2, 20.2 + n / 100]) for n in range(9)]
     assert run(task, replace=True) == ExitCode.OK
-    assert [shape["id"] for shape in of(task, "rectangle")] == [kept]
+    assert [shape["id"] for shape in of(task, "rectangle")] == kept
     assert len(of(task, "mask")) == 1
-    assert "'dog': the mask is empty; its box is kept" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "0.png: 'dog': the mask is empty; what asked for it is kept" in said
+    assert "1.png: 'cat': 9 masks are empty; what asked for it is kept" in said
 
 
 def test_a_box_that_was_moved_meanwhile_is_not_deleted(
@@ -356,6 +359,26 @@ def test_bad_pictures_and_prompts_are_told_and_the_others_go_on(
     assert whole
     assert run(task) == ExitCode.FAILED_JOBS  # the box outside is still there
     assert len(of(task, "mask")) == 4
+
+
+def test_points_that_do_not_tell_whose_they_are_leave_the_boxes_beside_them_alone(
+    memory: StandIn, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = boxed(memory, "dog", "cat", "negative")
+    task.shapes = []
+    clear = [memory.draw(task, 0, "rectangle", "dog", [1, 1 + 4 * n, 9, 4 + 4 * n]) for n in range(9)]
+    memory.draw(task, 0, "rectangle", "cat", [20, 20, 50, 40])
+    memory.draw(task, 0, "rectangle", "cat", [25, 20, 55, 40], group=3)
+    memory.draw(task, 0, "points", "negative", [30, 30])  # in both
+    memory.draw(task, 0, "rectangle", "dog", [57, 1, 63, 6], group=5)
+    memory.draw(task, 0, "rectangle", "dog", [57, 8, 63, 14], group=5)
+    memory.draw(task, 0, "points", "dog", [1, 47], group=5)  # in neither
+    assert run(task, replace=True) == ExitCode.FAILED_JOBS
+    assert "0.png" in (said := capsys.readouterr().err)
+    assert "9 of 13 boxes are answered" in said
+    left = {shape["id"] for shape in task.shapes}
+    assert not left & set(clear)
+    assert (len(of(task, "mask")), len(of(task, "rectangle")), len(of(task, "points"))) == (9, 4, 2)
 
 
 def test_a_picture_of_another_size_than_its_frame_is_refused(

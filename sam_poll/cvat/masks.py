@@ -12,6 +12,7 @@ a job, and may bring back what was deleted.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -261,9 +262,12 @@ def _tell_plan(made: Plan, annotations: Mapping[str, Any], wish: Wish, task: int
 
 
 def _tell_outcome(outcome: Outcome, wish: Wish, task: int) -> None:
-    for item in outcome.empty:
-        what = f"{item.label.name!r}: the mask is empty; {'its box is kept' if wish.replace else 'nothing is written'}"
-        typer.echo(f"{shown(item.frame.name)}: {what}", err=True)
+    for (_, name, label), number in Counter(
+        (i.frame.number, i.frame.name, i.label.name) for i in outcome.empty
+    ).items():
+        kept = "what asked for it is kept" if wish.replace else "nothing is written"
+        what = "the mask is empty" if number == 1 else f"{number} masks are empty"
+        typer.echo(f"{shown(name)}: {label!r}: {what}; {kept}", err=True)
     parts = [f"{count(outcome.made, wish.form)} written"]
     parts += [f"{outcome.there} there already"] if outcome.there else []
     parts += [f"{count(outcome.before, 'object')} done before (--again writes them anew)"] if outcome.before else []

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sam_poll import annotations as words
 from sam_poll import prompts
 from sam_poll.annotations import Asked, Shape
@@ -111,8 +113,11 @@ def _objects(frame: FramePicture, shapes: list[Shape], wish: Wish, made: Plan) -
     try:
         found = words.objects(shapes)
     except PromptError as error:
+        clear = _beside_points(shapes)
+        boxes = sum(shape.kind == "box" for shape in shapes)
+        error.reason += f"; {len(clear)} of {boxes} boxes are answered, those that no points can be meant for"
         made.refused.append((frame.name, error))
-        return
+        found = words.objects(clear)
     for asked in found:
         if wish.labels and asked.prompt.label not in wish.labels:
             continue
@@ -123,6 +128,19 @@ def _objects(frame: FramePicture, shapes: list[Shape], wish: Wish, made: Plan) -
             made.refused.append((frame.name, error))
             continue
         yield asked
+
+
+def _beside_points(shapes: Sequence[Shape]) -> list[Shape]:
+    """The boxes that no points lie in, and that are in no group with points."""
+    clicks = [shape for shape in shapes if shape.kind == "points"]
+    places = np.array([place for shape in clicks for place in shape.points]).reshape(-1, 2)
+    groups = {shape.group for shape in clicks if shape.group}
+
+    def holds(box: Shape) -> bool:
+        low, high = box.points
+        return bool(((places >= low) & (places <= high)).all(axis=1).any())
+
+    return [shape for shape in shapes if shape.kind == "box" and shape.group not in groups and not holds(shape)]
 
 
 def _check_names(labels: Mapping[str, Label], wish: Wish) -> None:
