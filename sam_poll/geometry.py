@@ -32,6 +32,7 @@ STRIP = 16  # rows worked on at a time (at least 2): 0.3 MB at 5,184 columns, so
 QUARTERS = 4  # an outline's points lie on quarters of a pixel: as whole numbers, simplifying them is exact
 AT_ONCE = 1 << 14  # border pixels whose outlines are made together: a few MB
 COMPARED = 16  # polygons compared together
+MANY_HOLES = 4096  # from here on OpenCV's tree costs more (400,000: ten times) than numbering the parts, 4 B a pixel
 HALF_LINE = 0.4  # half-width given to a straight line of pixels; below 0.5, so that rounding gives the line back
 
 
@@ -232,18 +233,37 @@ def rasterize(parts: Sequence[Contour], size: Size, *, left: int = 0, top: int =
 
 def _borders(bitmap: Bitmap) -> Iterator[tuple[Chain, list[Chain]]]:
     """The outer border of each part with the borders of its holes, in pixels of the bitmap."""
-    if bitmap.size == 0:
+    outer, inner = _chains(bitmap)
+    if not inner:
+        yield from ((chain, []) for chain in outer)
         return
-    found, tree = cv2.findContours(np.ascontiguousarray(bitmap).view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    plane = np.ascontiguousarray(bitmap).view(np.uint8)
+    belongs: dict[int, list[Chain]] = {}
+    if len(inner) > MANY_HOLES:
+        _, numbers = cv2.connectedComponents(plane, connectivity=8, ltype=cv2.CV_32S)
+        for chain in inner:
+            belongs.setdefault(int(numbers[chain[0, 1], chain[0, 0]]), []).append(chain)
+        yield from ((chain, belongs.get(int(numbers[chain[0, 1], chain[0, 0]]), [])) for chain in outer)
+        return
+    found, tree = cv2.findContours(plane, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    parents = np.asarray(tree).reshape(-1, 4)[:, 3].tolist()
     chains = [np.asarray(chain, dtype=np.int32).reshape(-1, 2) for chain in found]
-    inner: dict[int, list[Chain]] = {}
-    parents = [] if tree is None else np.asarray(tree).reshape(-1, 4)[:, 3].tolist()
     for chain, parent in zip(chains, parents, strict=True):
-        if parent >= 0:
-            inner.setdefault(parent, []).append(chain)
-    for index, parent in enumerate(parents):
-        if parent < 0:
-            yield chains[index], inner.get(index, [])
+        belongs.setdefault(parent, []).append(chain)
+    yield from ((chains[number], belongs.get(number, [])) for number, parent in enumerate(parents) if parent < 0)
+
+
+def _chains(bitmap: Bitmap) -> tuple[list[Chain], list[Chain]]:
+    """The outer borders of all parts, and the borders of all holes. OpenCV walks the latter the other way round."""
+    if bitmap.size == 0:
+        return [], []
+    found, _ = cv2.findContours(np.ascontiguousarray(bitmap).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    outer: list[Chain] = []
+    inner: list[Chain] = []
+    for chain in found:
+        points = np.asarray(chain, dtype=np.int32).reshape(-1, 2)
+        (inner if cv2.contourArea(points, True) > 0 else outer).append(points)
+    return outer, inner
 
 
 def _filled_area(outer: Chain) -> int:
@@ -339,7 +359,7 @@ def outlines(mask: Mask, *, tolerance_px: float = 1.0, min_area_px: float = 16) 
     is needed.
     Memory: about a hundred bytes for each pixel of the border, and the bool crop.
     """
-    found = [(_filled_area(outer), outer) for outer, _ in _borders(mask.pixels)]
+    found = [(_filled_area(outer), outer) for outer in _chains(mask.pixels)[0]]
     found = [(area, outer) for area, outer in found if area >= min_area_px]
     found.sort(key=lambda part: (-part[0], int(part[1][:, 1].min()), int(part[1][:, 0].min())))
     corner = np.array([mask.left, mask.top])

@@ -320,3 +320,18 @@ def test_an_empty_mask_has_no_contours() -> None:
 def test_a_large_smooth_object_needs_few_points() -> None:
     (part,) = contours(tight(ring(1001, 480, 200), "x", 1))
     assert len(part.points) < 80
+
+
+@settings(deadline=None, max_examples=100)
+@given(bitmaps())
+def test_many_holes_are_given_to_their_parts_as_few_are(bitmap: Bitmap) -> None:
+    mask = tight(bitmap, "", 1.0)
+    few = contours(mask, tolerance_px=0, min_area_px=0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(geometry, "MANY_HOLES", 0)
+        many = contours(mask, tolerance_px=0, min_area_px=0)
+    assert sorted((part.area, str(part.box), len(part.holes)) for part in many) == sorted(
+        (part.area, str(part.box), len(part.holes)) for part in few
+    )
+    size = Size(bitmap.shape[1], bitmap.shape[0])
+    assert np.array_equal(rasterize(many, size), rasterize(few, size))
