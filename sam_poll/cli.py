@@ -247,7 +247,8 @@ def merge(
     endings, _ = formats.MERGES[format]
     if not output.is_dir():
         raise UsageError("there is no such folder", place=str(output))
-    names = sorted(name for name, _ in walk(output) if name.endswith(endings))
+    made = target.resolve()  # of an earlier time: all objects would be there twice
+    names = sorted(n for n, _ in walk(output) if n.endswith(endings) and (output / n).resolve() != made)
     if not names:
         remedy = f"add `{format}` to `formats` and answer again"
         raise UsageError(f"no {' and '.join(endings)} files", place=str(output), remedy=remedy)

@@ -400,6 +400,18 @@ def test_merge_makes_one_file_of_each_format_that_can_be_merged(share: Share, tm
         assert target.read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize(("kind", "file"), [("cvat", "all.cvat.xml"), ("coco", "cam1/all.coco.json")])
+def test_merging_twice_into_the_folder_itself_doubles_nothing(share: Share, kind: str, file: str) -> None:
+    share.pair("cam1/dog")
+    watch_once(share, "-f", kind)
+    target = share.layout.output / file
+    written = set()
+    for _ in range(2):
+        assert Run("merge", share.layout.output, "--format", kind, "-o", target).code == ExitCode.OK
+        written.add(target.read_bytes())
+    assert len(written) == 1
+
+
 def test_merge_names_the_format_that_is_missing(share: Share, tmp_path: Path) -> None:
     share.pair("a")
     watch_once(share, "-f", "cvat")

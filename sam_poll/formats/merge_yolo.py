@@ -51,7 +51,11 @@ def merged_yolo(documents: Documents) -> Iterator[bytes]:
         labels |= _gather(images, stem, pair[stem + LINES], pair[stem + FACTS])
     for file in sorted(found):
         kind = LINES if file.endswith(FACTS) else FACTS
-        raise InputError(f"the {kind} of it is not there", place=file, remedy="answer the picture again")
+        raise InputError(
+            f"the {kind} of it is not there",
+            place=file,
+            remedy="merge again if it is being answered just now, else answer the picture again",
+        )
     yield _zipped(images, sorted(labels))
 
 
