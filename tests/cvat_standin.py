@@ -2,7 +2,8 @@
 
 It refuses what a real one was seen to refuse: unknown labels, masks whose run lengths do not fill their box, frames
 out of range, shapes that a label's type does not allow, files that are not on its share. It drops unknown attributes
-without a word. Faults can be put before any request, or after it, when the deed is done and its answer gets lost.
+without a word. Beyond that it refuses what we must never send: empty runs, and masks over a frame's edge. Faults can be
+put before any request, or after it, when the deed is done and its answer gets lost.
 
 What can still go wrong here: a real server may refuse more.
 """
@@ -261,13 +262,21 @@ class StandIn:
             raise Refusal(400, f"frame {shape['frame']} is out of range")
         points = shape["points"]
         if shape["type"] == "mask":
-            left, top, right, bottom = points[-4:]
-            if sum(points[:-4]) != (right - left + 1) * (bottom - top + 1):
-                raise Refusal(400, "the mask does not fill its box")
+            self._check_mask(points, *cv2.imdecode(_bytes(task.frames[shape["frame"]][1]), cv2.IMREAD_COLOR).shape[:2])
             return
         least, most = POINTS[shape["type"]]
         if len(points) < least or len(points) % 2 or (most and len(points) > most):
             raise Refusal(400, f"{shape['type']} of {len(points)} numbers")
+
+    def _check_mask(self, points: list[float], height: int, width: int) -> None:
+        """Whole run lengths that fill a box on the picture, with a zero only where the first pixel is set."""
+        *runs, left, top, right, bottom = points
+        if sum(runs) != (right - left + 1) * (bottom - top + 1) or any(run != int(run) for run in runs):
+            raise Refusal(400, "the mask does not fill its box")
+        if not runs or min(runs) < 0 or 0 in runs[1:]:
+            raise Refusal(400, "the mask has empty runs")
+        if not (0 <= left <= right < width and 0 <= top <= bottom < height):
+            raise Refusal(400, "the mask leaves its frame")
 
     def _add(self, task: Task, shape: Json) -> Json:
         label = next(one for one in task.labels if one["id"] == shape["label_id"])

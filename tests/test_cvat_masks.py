@@ -692,6 +692,23 @@ def test_a_broken_answer_file_is_asked_for_again(memory: StandIn, run: Run) -> N
     assert run.engines[1].calls["decode"] == 1
 
 
+def test_ctrl_c_while_masks_are_uploaded_tells_how_to_go_on(
+    memory: StandIn, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = boxed(memory)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(server.Server, "change", interrupted)
+        run(task)
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert run(task) == ExitCode.OK
+    assert len(of(task, "mask")) == 4
+    assert run.decoded == 3
+
+
 @pytest.mark.parametrize(
     "damaged",
     [

@@ -80,6 +80,11 @@ def run(
             kept = f"the answers are kept in {shown(journal.folder)}, and the same command goes on from there"
             error.remedy = f"{error.remedy}; {kept}" if error.remedy else kept
             raise
+        except KeyboardInterrupt:
+            folder = shown(journal.folder)
+            what = f"stopped; the answers so far are kept in {folder}: the same command goes on from there"
+            typer.echo(what, err=True)
+            raise
     _tell_outcome(outcome, wish, task)
     return ExitCode.FAILED_JOBS if left or made.refused else ExitCode.OK
 
@@ -124,10 +129,6 @@ def _answer(
         if source.failure:
             raise source.failure
         if stop.is_set():
-            folder = shown(journal.folder)
-            typer.echo(
-                f"stopped; the answers so far are kept in {folder}: the same command goes on from there", err=True
-            )
             raise KeyboardInterrupt
     return lost
 
