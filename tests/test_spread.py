@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from sam_poll.cvat import prompts
 from sam_poll.doors.claims import Claims
 from sam_poll.doors.spread import Spreader
-from sam_poll.errors import PromptError
+from sam_poll.errors import ExitCode, PromptError
 from sam_poll.oneoff import check
 from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 
@@ -390,3 +391,29 @@ def test_spreading_is_seen_to_move_all_the_while(share: Share) -> None:
     beats: list[None] = []
     assert Spreader(share.layout, lambda: beats.append(None) or True).spread(claim, "annotations.xml")  # type: ignore[func-returns-value]
     assert len(beats) == 3 * 20, "when pictures are found, when prompts are written, when they are moved"
+
+
+def test_the_prompt_is_the_very_one_that_the_command_writes(share: Share, tmp_path: Path) -> None:
+    shapes = (
+        '<points label="dog" points="12,12;20,20"/>'
+        '<box label="a:b" xtl="10" ytl="10" xbr="50.25" ybr="40" rotation="30" group_id="2"/>'
+        '<points label="négatif &amp; &quot;x&quot;" points="30,20" group_id="2">'
+        '<attribute name="negative">true</attribute></points>'
+    )
+    picture(share, "cam1/dog é&'~2.jpg")
+    text = xml(("cam1/dog é&amp;'~2.jpg", shapes))
+    (tmp_path / "annotations.xml").write_text(text, encoding="utf-8")
+    written = tmp_path / "other" / "in"
+    assert prompts.write(tmp_path / "annotations.xml", share.layout.input, written) is ExitCode.OK
+    share.drop("annotations.xml", text)
+    assert share.run_once().answered == 1
+    made = share.layout.done / "cam1/dog é&'~2.annotations.json"
+    assert made.read_bytes() == (written / "cam1/dog é&'~2.json").read_bytes()
+
+
+def test_where_inputs_are_deleted_the_annotations_and_their_prompts_are_too(share: Share) -> None:
+    share.layout = type(share.layout)(**{**share.layout.__dict__, "delete_input": True})
+    picture(share, "dog.jpg")
+    share.drop("annotations.xml", xml(("dog.jpg", BOXED)))
+    assert share.run_once().answered == 1
+    assert [share.tree(folder) for folder in ("input", "work", "done", "failed")] == [[], [], [], []]
