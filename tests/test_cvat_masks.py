@@ -700,10 +700,11 @@ def test_ctrl_c_while_masks_are_uploaded_tells_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(server.Server, "change", interrupted)
+    monkeypatch.setattr(server.Server, "change", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         run(task)
     assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.undo()
     assert run(task) == ExitCode.OK
     assert len(of(task, "mask")) == 4
     assert run.decoded == 3

@@ -162,7 +162,8 @@ def _check_forms(made: Plan, form: Form) -> None:
             f"{', '.join(map(repr, unfit))} may not have shapes of type {form}, only {', '.join(kinds)}",
             ExitCode.CVAT_REFUSED,
             place="labels",
-            remedy=f"let the label's type be `any` or `{form}` in CVAT, or choose another form with --as",
+            remedy=f"let the label's type be `any` or `{form}` in CVAT, or choose another form with --as, "
+            "or other labels with --label",
         )
 
 
