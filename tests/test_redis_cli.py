@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from loguru import logger
 from typer.testing import CliRunner
 
 from sam_poll import cli, redis_waikato, settings
 from sam_poll.doors import redis_link
 from sam_poll.doors.redis_link import Link, find, of
+from sam_poll.doors.redis_messages import MAX_ID_BYTES
+from sam_poll.doors.redis_pubsub import PubSubDoor
+from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ExitCode, SettingsError, ShareError
 from tests.conftest import picture_bytes, wait_until
-from tests.redis_server import PROMPT, Server
+from tests.redis_server import PROMPT, Server, stream_worker
 
 ROOT = Path(__file__).parent.parent
 SECRET = "p@ss/w0rd?#:%"
@@ -274,4 +281,74 @@ def test_the_command_answers_a_stream_and_gives_back_what_is_not_done_when_asked
         log = ended(process)
     assert json.loads(server.answers()[0]["documents"]) == ["cvat.xml"]
     assert f"answering group sam_poll of the stream sam:in on redis://127.0.0.1:{server.port}/0" in log
+    assert server.client.xinfo_consumers("sam:in", "sam_poll") == []
+
+
+# ── the page ──
+
+PAGE = (ROOT / "docs" / "redis.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_snippet_asks_and_gets_its_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(redis, "Redis", lambda: server.client)
+        exec(compile(code, "docs/redis.md", "exec"), names)
+    with stream_worker(server):
+        names["ask"]("mine", picture_bytes(), PROMPT)
+        names["ask"]("other", b"nothing", PROMPT)
+        coming = names["answers"]()
+        got = {answer["id"]: answer for answer in (next(coming), next(coming))}
+        names["ask"]("last", picture_bytes(), PROMPT)
+        assert next(coming)["id"] == b"last"
+    assert got[b"mine"]["mask.png"].startswith(b"\x89PNG")
+    assert got[b"other"]["reason"]
+    assert server.ids() == ["last"]  # the others were deleted when the next one was asked for
+
+
+def test_the_page_names_every_flag_of_the_drop_ins() -> None:
+    for parser in (redis_waikato.predict_parser, redis_waikato.send_parser, redis_waikato.recv_parser):
+        for action in parser()._actions:
+            flag = action.option_strings[-1]
+            assert flag == "--help" or f"`{flag}`" in PAGE, flag
+
+
+def test_the_pages_lines_of_the_drop_ins_parse() -> None:
+    parsers = {
+        "sam_predict_redis": redis_waikato.predict_parser,
+        "sam_test_redis_send": redis_waikato.send_parser,
+        "sam_test_redis_recv": redis_waikato.recv_parser,
+    }
+    lines = [line.split() for line in re.findall(r"^(sam_\w+redis\w* -.*)$", PAGE, re.MULTILINE)]
+    assert {line[0] for line in lines} == set(parsers)
+    for name, *words in lines:
+        parsers[name]().parse_args(words)
+
+
+def test_the_page_states_the_bounds_as_they_are(server: Server) -> None:
+    given = inspect.signature(PubSubDoor.__init__).parameters
+    assert f"At most {given['keep'].default} messages and {given['keep_mib'].default} MiB wait" in PAGE
+    assert f"at most {MAX_ID_BYTES:,} bytes" in PAGE
+    longest = redis_link._LONGEST_PAUSE_S
+    assert f"pauses of {redis_link._FIRST_PAUSE_S:g} to {longest:g} s" in PAGE
+
+
+def test_the_rights_that_the_page_names_are_enough(server: Server) -> None:
+    (rights,) = re.findall(r"the worker needs `([^`]+)`", PAGE)
+    server.client.execute_command("ACL", "SETUSER", "worker", "on", ">word", "~sam:*", "-@all", *rights.split())
+    server.add("a", picture_bytes())
+    server.url = f"redis://worker:word@127.0.0.1:{server.port}/0"
+    gate, idle = threading.Event(), [0]
+
+    def renewed() -> bool:
+        idle.append(server.client.xpending_range("sam:in", "sam_poll", "-", "+", 1)[0]["time_since_delivered"])
+        return idle[-1] < idle[-2]
+
+    with stream_worker(server, FakeEngine(gate=gate), lease_s=0.4) as worker:
+        wait_until(server.pending)
+        wait_until(renewed)
+        assert not worker.signs.alarms.active()
+        gate.set()
+        wait_until(lambda: server.ids() == ["a"])
     assert server.client.xinfo_consumers("sam:in", "sam_poll") == []
