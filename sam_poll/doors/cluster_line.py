@@ -103,12 +103,14 @@ class Line:
             return str(self._sender.enqueue(message).options["redis_message_id"])
 
     def known(self, numbers: Sequence[tuple[bool, str]]) -> set[str]:
-        """Those that are still in the line, or in the hands of somebody who has not taken the claim yet."""
+        """Those that are still in the line, or in the hands of somebody who has not taken the claim yet. Redis is asked
+        in any case."""
         with self._told():
             pipe = self.link.client.pipeline(transaction=False)
+            pipe.ping()  # also where there is nothing to ask, it is proved that somebody answers
             for first, number in numbers:
                 pipe.hexists(f"{NAMESPACE}:{self._names[first]}.msgs", number)
-            found = pipe.execute()
+            found = pipe.execute()[1:]
         return {number for (_, number), there in zip(numbers, found, strict=True) if there}
 
     # ── taking ──

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -70,6 +71,9 @@ class Sender:
         self._end.set()
         self._wake.set()
         self._thread.join(2.0)
+        if not self.away:
+            with suppress(OSError):  # for the last line in the log
+                self._check()
 
     def add(self, claim: Claim, first: bool) -> None:
         """A claim of ours is to be run by whoever comes."""
@@ -143,7 +147,7 @@ class Sender:
         """What the line does not know any more is either taken, or lost."""
         with self._lock:
             sent = [(path, one) for path, one in self._waiting.items() if one.number is not None]
-        known = self._line.known([(one.word.first, one.number or "") for _, one in sent]) if sent else set()
+        known = self._line.known([(one.word.first, one.number or "") for _, one in sent])
         lost = 0
         for path, one in sent:
             if one.number in known:
@@ -249,6 +253,11 @@ class WatcherDoor(FolderDoor):
                 folder = (group[0].picture or group[0].prompt or "").rpartition("/")[0]
                 if self._is_first(folder) is first and self._has_room(first):
                     yield partial(self._desk.claim, group)
+
+    def _handed_out(self, jobs: list[Job], stop: threading.Event) -> Iterator[Job]:
+        """All of them, after `stop` too: to wait for a worker they need nobody here."""
+        self._pulse.beat()
+        yield from jobs
 
     def _has_room(self, first: bool) -> bool:
         if first not in self._full and self.sender.full(first):
