@@ -23,7 +23,7 @@ from loguru import logger
 from sam_poll import prompts
 from sam_poll.cvat import asked, sdk, shapes
 from sam_poll.errors import InputError, PromptError, UsageError
-from sam_poll.formats import published_score
+from sam_poll.formats import FormatOptions, published_score
 from sam_poll.formats.cvat import flat
 from sam_poll.fs import shown
 from sam_poll.predictor import Predictor
@@ -136,7 +136,10 @@ class Detector:
 
     def _shapes(self, mask: Mask, form: shapes.Form) -> Sequence[models.LabeledShapeRequest]:
         said = published_score(mask.score) if mask.label in self._source.scored else None
-        lists = shapes.points_of(mask, form, flat(mask), tolerance_px=1.0, min_area_px=16)
+        options = FormatOptions()
+        lists = shapes.points_of(
+            mask, form, flat(mask), tolerance_px=options.tolerance_px, min_area_px=options.min_area_px
+        )
         make: Callable[..., models.LabeledShapeRequest] = cvataa.mask if form == "mask" else cvataa.polygon
         made = []
         for points in lists:  # attributes of its own for each: the SDK changes what it is given
