@@ -19,6 +19,7 @@ import yaml
 from sam_poll import settings
 from sam_poll.health import Heartbeat
 from sam_poll.pipeline import Sizes
+from tests.redis_server import Server
 from tests.test_docs import parse
 
 ROOT = Path(__file__).parent.parent
@@ -132,9 +133,17 @@ def test_the_heartbeat_is_where_any_user_may_write_and_the_model_may_take_its_ti
     assert int(seconds) > made.load_timeout_s
 
 
+def extras(name: str) -> list[str]:
+    """What the image installs beside the project itself."""
+    (found,) = (
+        m for key, value in instructions(name) if key == "RUN" for m in re.findall(r"'/src\[([\w,]+)\]'", value)
+    )
+    return str(found).split(",")
+
+
 @dockerfiles
 def test_metrics_can_be_switched_on_without_installing_anything(name: str) -> None:
-    assert any("'/src[metrics]'" in value for key, value in instructions(name) if key == "RUN")
+    assert "metrics" in extras(name)
 
 
 @dockerfiles
@@ -202,6 +211,61 @@ def test_the_daemon_beside_cvat_writes_what_cvat_imports() -> None:
     made = settings.load(None, env=compose(OVERRIDE)["services"]["sam_poll"]["environment"])
     assert "cvat" in made.formats
     assert str(made.folders.input) == "/mnt/share/in"
+
+
+CLUSTER = "docker-compose.cluster.yml"
+
+
+def test_the_cluster_is_one_redis_one_watcher_and_workers_on_one_share() -> None:
+    made = compose(CLUSTER, UID="12", GID="34", SHARE="/data/share", REDIS_HOST="10.0.0.5", REDIS_PASSWORD="w0rd")
+    services, plain = made["services"], compose()["services"]
+    assert {name: service["profiles"] for name, service in services.items()} == {
+        "redis": ["head"],
+        "watcher": ["head"],
+        "worker-cuda": ["cuda"],
+        "worker-cpu": ["cpu"],
+    }
+    for name in ("watcher", "worker-cuda", "worker-cpu"):
+        service = services[name]
+        share, models = service["volumes"]
+        assert service["user"] == "12:34"
+        assert (share["source"], share["target"], models) == ("/data/share", "/mnt/share", "models:/cache")
+        assert share["bind"] == {"create_host_path": False}
+        assert service["image"] in {s["image"] for s in plain.values()}
+        assert int(service["stop_grace_period"].removesuffix("s")) > Sizes().drain_s
+        assert service["environment"]["SAM_POLL_REDIS_URL"] == "redis://:w0rd@10.0.0.5:6379/0"
+        parse(["sam-poll", *service["command"]])
+    assert services["watcher"]["command"][:2] == ["cluster", "watch"]
+    assert services["worker-cuda"]["command"][:2] == services["worker-cpu"]["command"][:2] == ["cluster", "worker"]
+
+
+@pytest.mark.parametrize("service", ["watcher", "worker-cuda", "worker-cpu"])
+def test_the_clusters_variables_are_settings_with_one_lease(service: str) -> None:
+    made = settings.load(None, env=compose(CLUSTER)["services"][service]["environment"])
+    assert made.lease_s == 30
+    assert made.devices == (("auto",) if service == "worker-cuda" else ())
+
+
+def test_the_clusters_redis_keeps_what_it_has_and_is_open_to_one_address(tmp_path: Path) -> None:
+    service = compose(CLUSTER, REDIS_HOST="10.0.0.5", REDIS_PASSWORD="w0rd")["services"]["redis"]
+    assert service["ports"] == ["10.0.0.5:6379:6379"]
+    assert service["volumes"] == ["redis:/data"]
+    with Server(tmp_path) as server:  # a real one takes these words, and they mean what they should
+        words = service["command"][1:]
+        for name, value in zip(words[::2], words[1::2], strict=True):
+            server.client.config_set(name.removeprefix("--"), value)
+        found = server.client.config_get("*")
+    assert (found["appendonly"], found["appendfsync"], found["save"]) == ("yes", "everysec", "")
+    assert (found["maxmemory"], found["maxmemory-policy"], found["requirepass"]) == (
+        str(256 << 20),
+        "noeviction",
+        "w0rd",
+    )
+
+
+@dockerfiles
+def test_the_images_hold_what_a_cluster_needs(name: str) -> None:
+    assert {"redis", "cluster"} <= set(extras(name))
 
 
 def test_compose_itself_accepts_it() -> None:
