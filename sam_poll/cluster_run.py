@@ -64,6 +64,7 @@ def watch(settings: Settings, address: Address, *, ahead: int, first: Sequence[s
         _line(address, signs.alarms, settings.lease_s),
         ahead,
         first,
+        sending=signs.device,
         alarms=signs.alarms,
         pulse=signs.intake,
         state=signs.state,

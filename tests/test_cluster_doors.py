@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sam_poll.doors.claims import Hold, listing
+from sam_poll.doors.claims import Claims, Hold, listing
 from sam_poll.doors.cluster_line import REST, Line, Word
 from sam_poll.doors.cluster_watcher import WatcherDoor
 from sam_poll.doors.cluster_worker import WorkerDoor
@@ -21,6 +21,7 @@ from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import Signature
 from sam_poll.errors import LostError, UnfinishedError
 from sam_poll.health import Signs
+from sam_poll.stats import Pulse
 from sam_poll.types import Job
 from tests.conftest import BOX, Daemon, Share, make_pipeline, picture_bytes, wait_until
 from tests.door_contract import DOCUMENTS, DoorContract
@@ -463,7 +464,26 @@ def test_several_watchers_and_workers_share_the_work(share: Share, server: Serve
     assert len(share.tree("done")) == 80
 
 
+def test_what_waits_is_looked_after_and_that_can_be_seen(share: Share, server: Server) -> None:
+    pulse = Pulse()
+    door = WatcherDoor(share.layout, Manners(**QUICK), line_of(server, Signs()), 8, (), sending=pulse)
+    with Running(door, WatcherDoor.run, Signs()):
+        pulse.beat(ago=1000.0)
+        wait_until(lambda: pulse.age < 100)
+
+
 # ── notes ──
+
+
+def test_a_note_of_a_claim_that_was_not_given_back_after_all_is_not_believed(share: Share) -> None:
+    share.drop("../work/.dog.jpg/g2.a1.n1@w-1-2-3/dog.jpg", picture_bytes())
+    held = share.drop("../work/.dog.jpg/g2.a1.n1@w-1-2-3/.held", note_of([Held("dog.json", {}, 60.0, None)]).decode())
+    claims = Claims(share.layout, "heir-1-2-3", lambda: None)
+    (found,) = claims.listing().claims
+    claim = claims.take_over(found)
+    assert claim
+    assert claims.note(claim) is None
+    assert not held.exists()
 
 
 def test_a_note_says_what_it_was_made_of() -> None:

@@ -222,7 +222,7 @@ class Claims:
                 claim.answered, claim.suffix = True, name[len(_ANSWERED) :]
             elif name == _SHARES_STEM:
                 claim.shares_stem = True
-            elif name.startswith(TEMP_PREFIX):
+            elif name.startswith(TEMP_PREFIX) or (name == _HELD and mine.place is None):  # it was not given back
                 (claim.path / name).unlink(missing_ok=True)
             elif not name.startswith("."):
                 claim.picture = name

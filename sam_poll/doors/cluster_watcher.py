@@ -30,6 +30,7 @@ from sam_poll.doors.redis_link import Pauses, Trouble
 from sam_poll.doors.scan import Manners, Ready, by_picture
 from sam_poll.errors import LostError
 from sam_poll.fs import shown
+from sam_poll.stats import Pulse
 from sam_poll.types import Job
 
 _CHECK_S = 2.0  # how often the line is asked whether it still knows what it was given
@@ -51,8 +52,10 @@ class _Waiting:
 class Sender:
     """Keeps in the line what waits for a worker. `with Sender(…)` runs its thread; the other calls are from any."""
 
-    def __init__(self, line: Line, ahead: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._line, self._ahead, self._clock = line, ahead, clock
+    def __init__(
+        self, line: Line, ahead: int, pulse: Pulse | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._line, self._ahead, self._pulse, self._clock = line, ahead, pulse or Pulse(), clock
         self._waiting: dict[Path, _Waiting] = {}
         self._lock = threading.Lock()
         self._wake, self._end = threading.Event(), threading.Event()
@@ -114,6 +117,7 @@ class Sender:
         pauses, check_at = Pauses(), 0.0
         while not self._end.is_set():
             self._wake.clear()
+            self._pulse.beat()
             try:
                 self._send()
                 if self._clock() >= check_at - (_CHECK_S if self._hasty else 0.0):
@@ -129,6 +133,9 @@ class Sender:
                 pauses.wait(self._end)
             except OSError as error:  # the share; whoever scans it tells
                 logger.debug("what waits cannot be looked at: {}", error)
+                self._end.wait(_CHECK_S)
+            except Exception as error:  # noqa: BLE001  without this thread nothing is handed out
+                logger.opt(exception=True).error("handing out has failed: {}", error)
                 self._end.wait(_CHECK_S)
 
     def _send(self) -> None:
@@ -167,7 +174,8 @@ class Sender:
 
 class WatcherDoor(FolderDoor):
     """`with WatcherDoor(…) as door: door.run(stop)`. `ahead`: so many claims wait in the line at most, of each kind;
-    `first`: folders below `in/` (or patterns) whose jobs go before all others. ShareError, SettingsError on entering.
+    `first`: folders below `in/` (or patterns) whose jobs go before all others; `sending` beats as long as what waits is
+    looked after. ShareError, SettingsError on entering.
     """
 
     runs = False
@@ -179,17 +187,20 @@ class WatcherDoor(FolderDoor):
         line: Callable[[str], Line],
         ahead: int,
         first: Sequence[str],
+        *,
+        sending: Pulse | None = None,
         **more: Any,
     ) -> None:
         super().__init__(layout, manners, **more)
         self._make_line, self._ahead, self._first = line, ahead, tuple(first)
         self._full: set[bool] = set()
+        self._sending = sending
 
     def __enter__(self) -> WatcherDoor:
         super().__enter__()
         try:
             self.line = self._make_line(self.share)
-            self.sender = Sender(self.line, self._ahead)
+            self.sender = Sender(self.line, self._ahead, self._sending)
         except BaseException:
             super().__exit__()
             raise
