@@ -1,0 +1,93 @@
+"""The findings for people, as tables in sections, and for programs, as JSON.
+
+What can still go wrong here: on a terminal of less than about 40 columns the words are folded into a narrow strip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sam_poll import __version__, console
+from sam_poll.doctor.findings import Finding, exit_code
+from sam_poll.errors import ExitCode
+from sam_poll.fs import shown
+
+SECTIONS = ("settings", "machine", "device", "model", "share", "memory", "trial", "compare")
+_STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def as_json(findings: Sequence[Finding], stages: Mapping[str, float], details: Mapping[str, Any]) -> str:
+    """`details`: what torch, the plan, the trial and the comparison said, in numbers."""
+    code = exit_code(findings)
+    counts = {level: sum(f.level == level for f in findings) for level in _STYLE}
+    told = [
+        {
+            "section": f.section,
+            "name": f.name,
+            "level": f.level,
+            "what": f.what,
+            "where": f.where,
+            "remedy": f.remedy,
+        }
+        for f in findings
+    ]
+    report = {
+        "sam_poll": __version__,
+        "healthy": code is ExitCode.OK,
+        "exit_code": int(code),
+        "counts": counts,
+        "findings": told,
+        "stages_ms": {name: round(ms, 1) for name, ms in stages.items()},
+        **details,
+    }
+    return json.dumps(report)
+
+
+def show(findings: Sequence[Finding], stages: Mapping[str, float], out: Console) -> None:
+    """Tables by section, the stages' times, and the sum in one line."""
+    names = {finding.name for finding in findings}
+    width = max((len(shown(name)) for name in names), default=0)
+    for section in SECTIONS:
+        of_it = [finding for finding in findings if finding.section == section]
+        if not of_it:
+            continue
+        table = console.table("", ["", section, ""], [])
+        table.columns[0].min_width, table.columns[0].no_wrap = len("problem"), True
+        table.columns[1].min_width = min(width, 14)
+        for finding in of_it:
+            level = Text(finding.level, style=_STYLE[finding.level])
+            table.add_row(level, Text(shown(finding.name)), _words(finding))
+        if section == "trial" and stages:
+            table.add_row(Text(""), Text("stages"), Text(stage_line(stages), style="dim"))
+        out.print(table)
+        out.print()
+    out.print(summary(findings))
+
+
+def _words(finding: Finding) -> Text:
+    text = Text(shown(finding.what))
+    if finding.where:
+        text.append(f"\n{shown(finding.where)}", style="dim")
+    if finding.remedy:
+        text.append(f"\n→ {shown(finding.remedy)}", style=_STYLE["warning"])
+    return text
+
+
+def stage_line(stages: Mapping[str, float]) -> str:
+    """`torch 1,204 · read 35 ms`."""
+    return " · ".join(f"{name} {ms:,.0f}" for name, ms in stages.items()) + " ms"
+
+
+def summary(findings: Sequence[Finding]) -> Text:
+    """One line: healthy or not, and how many of what."""
+    code = exit_code(findings)
+    problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
+    counts = f"{console.count(problems, 'problem')}, {console.count(warnings, 'warning')}"
+    if code is ExitCode.OK:
+        return Text(f"healthy: {counts}", style=_STYLE["warning" if warnings else "ok"])
+    return Text(f"not healthy: {counts} (exit code {int(code)})", style=_STYLE["problem"])

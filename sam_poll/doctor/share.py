@@ -1,0 +1,192 @@
+"""The share: what file system, how new files are noticed, whether a file can travel through it, who works there.
+
+Nothing is changed on it but the probe that `proof` makes and removes, and only where all folders are there already.
+What can still go wrong here: a share that hangs holds a thread of this process until it answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from loguru import logger
+
+from sam_poll.app import layout_of, manners_of
+from sam_poll.console import alarms_of, count
+from sam_poll.doctor import inotify
+from sam_poll.doctor.findings import Finding, Late, looked
+from sam_poll.doors import lease
+from sam_poll.doors.layout import Layout
+from sam_poll.doors.proof import PROBE, prove
+from sam_poll.doors.watch import file_system, is_network
+from sam_poll.errors import ShareError
+from sam_poll.fs import shown
+from sam_poll.settings import Settings, absolute
+
+LIMIT_S = 20.0  # for each look: a hanging NFS mount answers after minutes, or never
+SKEW_S = 10.0  # a share's times are shown to people only (`status`); FAT's are 2 s wide
+GIB = 2**30
+_LITTLE = 1 * GIB  # bytes free; below, some thousand answers of 20 megapixels do not fit any more
+_NOTHING = 16 * 2**20
+
+
+def input_of(path: Path, limit_s: float = LIMIT_S) -> Path:
+    """`--share` names the folder to drop into, as for `watch`, or the one above it."""
+    found = looked("share", "folders", lambda: _below(path), limit_s)
+    return Path(found[0].what) if found and found[0].name == "in" else path
+
+
+def _below(path: Path) -> Iterator[Finding]:
+    if (path / "in").is_dir():
+        yield Finding("share", "in", "ok", str(path / "in"))
+
+
+def look(settings: Settings, limit_s: float = LIMIT_S) -> list[Finding]:
+    """All findings; after the first look that hangs, no further one."""
+    layout = layout_of(settings)
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("folders", partial(_folders, layout)),
+        ("file system", partial(_file_system, layout)),
+        ("new files", partial(_watching, settings)),
+        ("rename", partial(_rename, layout, settings)),
+        ("free space", partial(_space, layout)),
+        ("clock", partial(_clock, layout)),
+        ("daemons", partial(_daemons, layout, settings)),
+    ]
+    findings: list[Finding] = []
+    for name, run in looks:
+        try:
+            findings += looked("share", name, run, limit_s, sick="problem")
+        except Late as late:
+            remedy = "look at the file server and the network (`ls` hangs, too); then mount it again"
+            what = f"the share hangs: {late}; nothing further was looked at"
+            return [*findings, Finding("share", name, "problem", what, str(layout.input), remedy)]
+        if not any(f.level == "ok" for f in findings if f.name == "folders"):
+            break  # there is nothing to look at
+    return findings
+
+
+def _missing(layout: Layout) -> list[str]:
+    return [name for name, folder in layout.folders.items() if not folder.is_dir()]
+
+
+def _folders(layout: Layout) -> Iterator[Finding]:
+    missing = _missing(layout)
+    if "input" in missing:
+        remedy = f"mount it, or `mkdir -p {layout.input}`"
+        raise ShareError("the share is not there", place=str(layout.input), remedy=remedy)
+    if not missing:
+        yield Finding("share", "folders", "ok", "all five are there", str(layout.input))
+        return
+    names = ", ".join(missing)
+    yield Finding("share", "folders", "ok", f"not made yet: {names}; the first `sam-poll watch` makes them")
+    for name in missing:
+        above = next(parent for parent in layout.folders[name].parents if parent.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            remedy = f"let user {os.getuid()} write there, or make it"
+            yield Finding("share", name, "problem", "cannot be made: no right to write above it", str(above), remedy)
+
+
+def _file_system(layout: Layout) -> Iterator[Finding]:
+    kinds = {name: file_system(folder) for name, folder in layout.folders.items() if folder.is_dir()}
+    named = sorted({kind or "unknown" for kind in kinds.values()})
+    network = [kind for kind in named if is_network(kind)]
+    what = f"{', '.join(named)} ({'over the network, or like it' if network else 'on this machine'})"
+    flags = {name: os.statvfs(layout.folders[name]).f_flag for name in kinds}
+    read_only = [name for name, flag in flags.items() if flag & os.ST_RDONLY]
+    if read_only:
+        place = str(layout.folders[read_only[0]])
+        what = f"{what}; mounted read-only: {', '.join(read_only)}"
+        yield Finding("share", "file system", "problem", what, place, "mount it for writing (`rw`)")
+    else:
+        yield Finding("share", "file system", "ok", what)
+
+
+def _watching(settings: Settings) -> Iterator[Finding]:
+    """Events or polling, and why; the decision is the daemon's own."""
+    logger.disable("sam_poll.app")  # what it would warn of is a finding here
+    try:
+        manners = manners_of(settings, once=False)
+    finally:
+        logger.enable("sam_poll.app")
+    kind, mode, every = file_system(settings.folders.input), settings.watch.mode, f"{manners.rescan_s:g} s"
+    if not manners.events:
+        why = "watch.mode says so" if mode == "poll" else f"{kind} tells nobody what other machines write"
+        yield Finding("share", "new files", "ok", f"polling, a look every {every}: {why}")
+        return
+    if is_network(kind):
+        what = f"events, but {kind} has none of other machines: their files are found by the look every {every}"
+        yield Finding("share", "new files", "warning", what, "watch.mode", "set it to auto or poll")
+    else:
+        yield Finding("share", "new files", "ok", f"events of {kind or 'this system'}, and a full look every {every}")
+    yield inotify.finding(inotify.read(), manners.rescan_s)
+
+
+def _rename(layout: Layout, settings: Settings) -> Iterator[Finding]:
+    sentinel = settings.sentinel and absolute(settings.sentinel)
+    if _missing(layout):
+        yield Finding("share", "rename", "ok", "not tried: some of its folders are not made yet")
+        return
+    prove(layout, sentinel)
+    yield Finding("share", "rename", "ok", "a file travelled through all five folders, and was removed")
+
+
+def _space(layout: Layout) -> Iterator[Finding]:
+    seen: set[int] = set()
+    for name, folder in layout.folders.items():
+        if not folder.is_dir() or folder.stat().st_dev in seen:
+            continue
+        seen.add(folder.stat().st_dev)
+        usage, files = shutil.disk_usage(folder), os.statvfs(folder)
+        what = f"{usage.free / GIB:,.1f} of {usage.total / GIB:,.1f} GiB free"
+        inodes = files.f_files > 0 and files.f_favail == 0
+        if usage.free < _NOTHING or inodes:
+            what = f"{what}; no further file can be made" if inodes else what
+            yield Finding("share", "free space", "problem", what, str(folder), "make room: answers cannot be written")
+        elif usage.free < _LITTLE:
+            yield Finding("share", "free space", "warning", what, str(folder), f"make room where `{name}` lies")
+        else:
+            yield Finding("share", "free space", "ok", what)
+
+
+def _clock(layout: Layout) -> Iterator[Finding]:
+    """The time that the share gives a file just written, beside ours."""
+    if _missing(layout):
+        return
+    probe = layout.input / PROBE  # the next proof overwrites what we should leave of it
+    before = time.time()
+    try:
+        probe.write_bytes(b"")
+        stamped, after = probe.stat().st_mtime, time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    skew = 0.0 if before <= stamped <= after else min(stamped - before, stamped - after, key=abs)
+    if abs(skew) <= SKEW_S:
+        yield Finding("share", "clock", "ok", f"the share's and this machine's differ by {abs(skew):.1f} s at most")
+        return
+    what = f"the share's clock is {abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    remedy = "set both by NTP. No job is lost by it, but `sam-poll status` shows wrong ages"
+    yield Finding("share", "clock", "warning", what, str(layout.input), remedy)
+
+
+def _daemons(layout: Layout, settings: Settings) -> Iterator[Finding]:
+    now = time.time()
+    found = [said for worker, path in sorted(lease.workers(layout.work)) if (said := lease.read(worker, path, now))]
+    living = [said for said in found if said["alive"]]
+    dead = f", {len(found) - len(living)} dead" if len(living) < len(found) else ""
+    yield Finding("share", "daemons", "ok", f"{count(len(living), 'daemon')} at work{dead}", str(layout.work))
+    for said in living:
+        name = shown(said["worker"])
+        for alarm in alarms_of(said):
+            what = f"alarm ({shown(alarm['kind'])}): {shown(alarm['message'])}"
+            yield Finding("share", "daemons", "warning", what, name, "docs/operations.md, Alarms")
+        told = said.get("lease_s")
+        if isinstance(told, int | float) and told != settings.lease_s:
+            what = f"its lease_s is {told:g}, here it is {settings.lease_s:g}"
+            yield Finding("share", "daemons", "warning", what, name, "give all daemons of a share the same lease_s")
