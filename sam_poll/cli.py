@@ -15,6 +15,7 @@ import typer
 
 from sam_poll import __version__, cluster_cli
 from sam_poll.cvat import commands as cvat_commands
+from sam_poll.doctor.command import doctor
 from sam_poll.errors import ExitCode, ShareError, UsageError
 from sam_poll.given import settings_of
 from sam_poll.redis_cli import redis
@@ -37,6 +38,7 @@ app.add_typer(models, name="models")
 app.add_typer(cvat_commands.app, name="cvat")
 app.command()(serve)
 app.command()(redis)
+app.command()(doctor)
 app.add_typer(cluster_cli.app, name="cluster")
 
 Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]

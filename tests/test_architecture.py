@@ -32,8 +32,15 @@ LEVELS = [
     {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},
     {"sam_poll.metrics", "sam_poll.reporting", "sam_poll.given"},
     {"sam_poll.oneoff", "sam_poll.app"},
-    {"sam_poll.cvat", "sam_poll.redis_run", "sam_poll.cluster_run"},
-    {"sam_poll.bench", "sam_poll.serve", "sam_poll.redis_cli", "sam_poll.cluster_cli", "sam_poll.redis_waikato"},
+    {"sam_poll.cvat", "sam_poll.mosaic", "sam_poll.redis_run", "sam_poll.cluster_run"},
+    {
+        "sam_poll.bench",
+        "sam_poll.doctor",
+        "sam_poll.serve",
+        "sam_poll.redis_cli",
+        "sam_poll.cluster_cli",
+        "sam_poll.redis_waikato",
+    },
     {"sam_poll.cli"},
     {"sam_poll.waikato", "sam_poll.__main__"},
 ]
@@ -45,7 +52,9 @@ ROOMS = (
     "sam_poll.bench",
     "sam_poll.annotations",
     "sam_poll.cvat",
+    "sam_poll.mosaic",
     "sam_poll.serve",
+    "sam_poll.doctor",
 )
 
 
