@@ -117,11 +117,23 @@ class TestHttpDoor(DoorContract):
         assert set(self.refusals(door).values()) == {"gone"}
 
     def test_places_are_so_many_and_who_comes_then_is_told_when_half_are_free(self) -> None:
-        made = HttpDoor(places=4, rate=lambda: 0.5)
+        now = 1000.0
+        made = HttpDoor(places=4, clock=lambda: now)
         with made.place(), made.place(), made.place(), made.place():
             with pytest.raises(FullError) as told, made.place():
                 pass
-            assert told.value.wait_s == 4
+            assert told.value.wait_s == 5  # nothing is known yet
+            for name in "ab":
+                made.offer(job(name), Exchange(lambda outcome: None))
+            jobs = self.take(made)
+            for one in jobs.values():
+                now += 3.0
+                made.deliver(one, [])
+            now += 1000.0  # nobody asked for anything
+            made.offer(job("c"), Exchange(lambda outcome: None))
+            with pytest.raises(FullError) as told, made.place():
+                pass
+            assert told.value.wait_s == pytest.approx(2 * 3.0)
         with made.place():
             assert made.inside == 1
 

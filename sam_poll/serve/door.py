@@ -23,6 +23,7 @@ from sam_poll.types import Document, Job
 
 _POLL_S = 0.1
 _SOON_S = 5.0
+_NEW = 0.1  # the weight of the last gap between two ends in their mean
 
 Outcome: TypeAlias = Sequence[Document] | SamPollError
 
@@ -49,7 +50,6 @@ class HttpDoor:
     """Hands out what is offered, first come, first served. A job's `origin` is its `Exchange`.
 
     `places` requests may be inside at once. `attempts`: runs of a job that may end their process (in a fleet).
-    `rate` says how many answers there are a second just now, for who has to come again.
     """
 
     def __init__(
@@ -58,13 +58,14 @@ class HttpDoor:
         places: int,
         attempts: int = 3,
         pulse: Pulse | None = None,
-        rate: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.places, self._attempts, self._pulse, self._rate = places, attempts, pulse or Pulse(), rate
+        self.places, self._attempts, self._pulse, self._clock = places, attempts, pulse or Pulse(), clock
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._open: set[Exchange] = set()
         self._inside = 0
+        self._ended, self._gap_s = 0.0, 0.0  # when a job ended last, or began alone; what lies between two ends
         self._closed: SamPollError | None = None
         self.serving = False  # somebody takes jobs
         self.last_scan = 0.0  # when somebody last asked for one, as a clock shows it
@@ -89,14 +90,15 @@ class HttpDoor:
                 self._inside -= 1
 
     def _half_empty_s(self) -> float:
-        rate = self._rate()
-        return self.places / 2 / rate if rate > 0 else _SOON_S
+        return self.places / 2 * self._gap_s if self._gap_s else _SOON_S
 
     def offer(self, job: Job, exchange: Exchange) -> None:
         """Have it done; `exchange` is told how it ends. SamPollError where it never will be."""
         with self._changed:
             if self._closed:
                 raise self._closed
+            if not self._open:
+                self._ended = self._clock()
             self._open.add(exchange)
             self._waiting.append(replace(job, origin=exchange, gone=exchange.gone))
             self._changed.notify()
@@ -149,6 +151,9 @@ class HttpDoor:
     def _end(self, job: Job, outcome: Outcome) -> None:
         with self._changed:
             self._open.discard(job.origin)
+            before, self._ended = self._ended, self._clock()
+            gap_s = self._ended - before
+            self._gap_s = self._gap_s * (1 - _NEW) + gap_s * _NEW if self._gap_s else gap_s
         job.origin.end(outcome)
 
     def _again(self, job: Job) -> None:

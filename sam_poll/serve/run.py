@@ -41,12 +41,7 @@ def serve(settings: Settings, *, env: Mapping[str, str] = os.environ) -> ExitCod
     wishes = settings.serve
     token = gate.token_of(wishes.token_file and absolute(wishes.token_file), env)
     signs, notify = Signs(), Notifier()
-    door = HttpDoor(
-        places=wishes.queue,
-        attempts=settings.attempts,
-        pulse=signs.intake,
-        rate=lambda: signs.stats.now().rate,
-    )
+    door = HttpDoor(places=wishes.queue, attempts=settings.attempts, pulse=signs.intake)
     with app.stop_on_signals() as stop, app.bounded_stop(stop, app.LAST_RESORT_S):
         made = web.application(door, signs, terms_of(settings), stop.is_set)
         gated = gate.Gate(made, door, token=token, body_bytes=wishes.body_mib << 20)
