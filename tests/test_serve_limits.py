@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,7 +32,7 @@ from sam_poll.serve.refusals import FullError, UnavailableError
 from sam_poll.types import Box, Job, Prompt
 from tests.conftest import picture_bytes, wait_until
 from tests.door_contract import DoorContract
-from tests.serve_site import TOKEN, Site, json_body, settings, site
+from tests.serve_site import TOKEN, Site, in_base64, json_body, settings, site
 
 ROOT = Path(__file__).parent.parent
 MASK = {"formats": ["mask"]}
@@ -282,6 +284,15 @@ def test_one_who_waits_for_a_slot_of_the_pipeline_and_goes_is_never_handed_out()
         opened.set()
         wait_until(lambda: there.signs.stats.now().at_work == 0)
         assert len(there.engine.encoded) == 1
+
+
+def test_a_caller_who_does_not_read_his_answer_keeps_his_place_no_longer_than_a_request_may_take() -> None:
+    big = cv2.imencode(".png", np.zeros((3000, 4000), np.uint8))[1].tobytes()
+    body = {"image": in_base64(big), "obj_bbox": [[100, 100], [3900, 2900]]}
+    with site(serve__timeout_s=4) as there, there.begin("/interact", body):
+        wait_until(lambda: there.signs.stats.now().answered)
+        assert there.door.inside == 1  # tens of megabytes lie in no buffer
+        wait_until(lambda: there.door.inside == 0)
 
 
 # ── stop ──

@@ -59,9 +59,19 @@ class Terms:
 
 
 class Pieces(Response):
-    """A body that is sent piece by piece, no faster than it is read."""
+    """A document that is sent piece by piece, no faster than it is read, and no longer than `limit_s`."""
+
+    def __init__(self, body: bytes, media_type: str, limit_s: float) -> None:
+        super().__init__(body, media_type=media_type)
+        self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.wait_for(self._send(send), self._limit_s)
+        except asyncio.TimeoutError:  # the connection is closed by who sees that the answer is not whole
+            logger.warning("an answer has not been read within {:g} s: given up", self._limit_s)
+
+    async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
         for at in range(0, max(1, len(body)), _PIECE):
@@ -90,15 +100,14 @@ class Server:
         def reply(job: Job, documents: Sequence[Document]) -> Response:
             assert job.formats is not None
             if len(job.formats) == 1 and job.formats[0] not in self._terms.bundles:
-                (document,) = documents
-                return Pieces(document.body, media_type=_kind(document))
-            return Pieces(answers.bundle(job.name, documents), media_type="application/json")
+                return self._only(job, documents)
+            return Pieces(answers.bundle(job.name, documents), "application/json", self._terms.timeout_s)
 
         return await self._answered(request, partial(asked.predict, parse=self._terms.parse), job, reply)
 
     async def interact(self, request: Request) -> Response:
         """CVAT's interactor: clicks, a box, or both → the mask of the whole picture; nothing → everything."""
-        return await self._answered(request, asked.interact, lambda a: _job(a, (answers.INTERACT,)), _only)
+        return await self._answered(request, asked.interact, lambda a: _job(a, (answers.INTERACT,)), self._only)
 
     async def features(self, request: Request) -> Response:
         """CVAT's SAM1: the picture's embedding, which the browser decodes."""
@@ -108,7 +117,7 @@ class Server:
         def job(found: asked.Asked) -> Job:
             return _job(found, (answers.FEATURES,), embedding=True)
 
-        return await self._answered(request, partial(asked.interact, clicks=False), job, _only)
+        return await self._answered(request, partial(asked.interact, clicks=False), job, self._only)
 
     # ── what it looks like inside ──
 
@@ -140,6 +149,11 @@ class Server:
         return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     # ── on the way ──
+
+    def _only(self, job: Job, documents: Sequence[Document]) -> Response:
+        (document,) = documents
+        kind = document.media_type + ("; charset=utf-8" if document.media_type.startswith("text/") else "")
+        return Pieces(document.body, kind, self._terms.timeout_s)
 
     def _refusal(self) -> RefusalError | None:
         if self._stop():
@@ -235,15 +249,6 @@ def _job(found: asked.Asked, wanted: tuple[str, ...], *, cover: int = 0, embeddi
         cover=cover,
         embedding=embedding,
     )
-
-
-def _only(job: Job, documents: Sequence[Document]) -> Response:
-    (document,) = documents
-    return Pieces(document.body, media_type=_kind(document))
-
-
-def _kind(document: Document) -> str:
-    return document.media_type + ("; charset=utf-8" if document.media_type.startswith("text/") else "")
 
 
 def application(door: HttpDoor, signs: Signs, terms: Terms, stop: Callable[[], bool]) -> FastAPI:
