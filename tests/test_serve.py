@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -21,6 +22,8 @@ from sam_poll.errors import DeviceError, TooLargeError
 from sam_poll.pipeline import Pipeline
 from sam_poll.predictor import Predictor
 from sam_poll.prompts import parse
+from sam_poll.serve import asked
+from sam_poll.serve.refusals import MalformedError
 from sam_poll.types import Job, ModelInfo
 from tests.conftest import BOX, picture_bytes, wait_until
 from tests.nuclio_calls import Lines, event
@@ -29,6 +32,13 @@ from tests.test_pipeline import MemoryDoor
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp:DeprecationWarning")
 CLICK = {"pos_points": [[30, 20]], "neg_points": [], "obj_bbox": None}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Site]:
+    """For tests that leave nothing behind."""
+    with site() as there:
+        yield there
 
 
 def of_the_folder(picture: bytes, prompt: Any, name: str, wanted: str) -> list[tuple[str, bytes]]:
@@ -49,9 +59,8 @@ def bodies(answer: httpx.Response) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("prompt", [BOX, {"everything": {"points_per_side": 4}}, {"objects": [BOX, BOX]}])
 @pytest.mark.parametrize("wanted", formats.names())
-def test_an_answer_is_byte_for_byte_what_the_folder_writes(wanted: str, prompt: Any) -> None:
-    with site() as there:
-        answer = there.post("/predict", json_body(prompt=prompt, formats=[wanted], name="done/cam1/dog.jpg"))
+def test_an_answer_is_byte_for_byte_what_the_folder_writes(wanted: str, prompt: Any, shared: Site) -> None:
+    answer = shared.post("/predict", json_body(prompt=prompt, formats=[wanted], name="done/cam1/dog.jpg"))
     assert answer.status_code == 200, answer.text
     expected = of_the_folder(picture_bytes(), prompt, "done/cam1/dog.jpg", wanted)
     if len(expected) == 1:
@@ -90,11 +99,10 @@ def test_several_documents_or_one_follows_from_what_is_asked_never_from_what_is_
             assert len(plain.json()["objects"]) == count
 
 
-def test_media_types_are_those_of_the_documents() -> None:
+def test_media_types_are_those_of_the_documents(shared: Site) -> None:
     expected = {"mask": "image/png", "overlay": "image/jpeg", "cvat": "application/xml", "coco": "application/json"}
-    with site() as there:
-        kinds = {f: there.post("/predict", json_body(formats=[f])).headers["content-type"] for f in expected}
-        several = there.post("/predict", json_body(formats=["mask", "cvat"]))
+    kinds = {f: shared.post("/predict", json_body(formats=[f])).headers["content-type"] for f in expected}
+    several = shared.post("/predict", json_body(formats=["mask", "cvat"]))
     assert kinds == expected
     assert several.headers["content-type"] == "application/json"
 
@@ -136,10 +144,9 @@ def of_nuclio(what: str, body: Any, engine: FakeEngine | None = None) -> Any:
 
 
 @pytest.mark.parametrize("asked", [CLICK, {**CLICK, "obj_bbox": [[5, 5], [40, 40]]}, {}, {"threshold": 0.95}])
-def test_interact_answers_as_our_nuclio_function(asked: dict[str, Any]) -> None:
+def test_interact_answers_as_our_nuclio_function(asked: dict[str, Any], shared: Site) -> None:
     body = {"image": in_base64(picture_bytes()), **asked}
-    with site() as there:
-        answer = there.post("/interact", body)
+    answer = shared.post("/interact", body)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.text == of_nuclio("interact", body).body
     assert np.shape(answer.json()["mask"]) == (48, 64)
@@ -272,6 +279,13 @@ def test_a_body_that_is_none_is_refused() -> None:
             assert client.post(path, json={"image": "!"}).status_code == 422
         assert client.get("/predict").headers["allow"] == "POST"
         assert client.get("/nowhere").json()["code"] == "address"
+
+
+def test_that_a_key_came_twice_is_found_among_very_many() -> None:
+    body = "{" + ",".join(f'"{n}":0' for n in range(400_000)) + ',"399999":0}'
+    with pytest.raises(MalformedError) as caught:
+        asked.interact("application/json", body.encode())
+    assert (caught.value.reason, caught.value.place) == ("given twice", "399999")
 
 
 def test_a_form_with_something_twice_or_unknown_or_missing_is_refused() -> None:
