@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
 from sam_poll import cli
-from sam_poll.doctor import attempt, cards, child, facts, given, inotify, machine, plan, report, run, share, weights
+from sam_poll.doctor import (
+    attempt,
+    child,
+    given,
+    machine,
+    report,
+    run,
+    share,
+    trial,
+    weights,
+)
 from sam_poll.doctor.findings import Finding, Late, bounded, error_of, error_told, exit_code, looked
 from sam_poll.doors.proof import prove
-from sam_poll.engines import devices
-from sam_poll.engines.estimate import Footprint
+from sam_poll.engines import devices, sam1
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.engines.memory import Step
-from sam_poll.engines.needs import Needs
+from sam_poll.engines.loader import Stages as LoaderStages
 from sam_poll.errors import DeviceError, ExitCode, ModelError, SamPollError, ShareError
 from sam_poll.settings import Settings, load
 from sam_poll.types import Logits
 from tests.conftest import Share, wait_until
-from tests.fake_card import Card
-
-TINY = Footprint(27_219_136, 4_436_450, 69.0, 18.5, 0.0, 256, 4)  # about sam2.1_hiera_tiny
-HALF = Step("bfloat16", 64, 8, 1024, "cuda:0")
+from tests.doctor_parts import the
+from tests.test_engines import SMALL_SAM1
 
 
 @pytest.fixture(autouse=True)
@@ -59,15 +67,6 @@ def proved(share: Share) -> Share:
 
 def settings_for(place: Share, **flags: Any) -> Settings:
     return load(None, env={}, flags={"input": place.layout.input, "model": "demo", **flags})
-
-
-def about(findings: list[Finding], name: str) -> list[Finding]:
-    return [finding for finding in findings if finding.name == name]
-
-
-def the(findings: list[Finding], name: str) -> Finding:
-    (found,) = about(findings, name)
-    return found
 
 
 def everything_below(root: Path) -> list[tuple[str, int]]:
@@ -150,8 +149,6 @@ def test_the_exit_code_is_that_of_the_first_problem_a_daemon_would_meet() -> Non
 
 
 def test_what_hangs_is_given_up_and_what_fails_is_raised() -> None:
-    import threading
-
     forever = threading.Event()
     try:
         with pytest.raises(Late):
@@ -246,382 +243,11 @@ def test_own_weights_have_no_known_hash_and_that_is_fine(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_that_cannot_be_read_to_its_end_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     forever = threading.Event()
     monkeypatch.setattr(weights.catalog, "verify", lambda _: forever.wait())
     found = weights.look(load(None, env={}, flags={"model": "demo"}), limit_s=0.3)
     forever.set()
     assert the(found, "hash").level == "warning"
-
-
-# ── share ──
-
-
-def test_a_share_as_it_should_be_has_only_good_findings(proved: Share) -> None:
-    found = share.look(settings_for(proved))
-    assert {f.level for f in found if f.name not in ("inotify", "free space")} == {"ok"}
-    names = ["folders", "file system", "new files", "inotify", "rename", "free space", "clock", "daemons"]
-    assert [f.name for f in found] == names
-
-
-def test_a_share_is_named_by_its_input_folder_or_the_one_above(proved: Share) -> None:
-    assert share.input_of(proved.root) == proved.layout.input
-    assert share.input_of(proved.layout.input) == proved.layout.input
-    assert share.input_of(proved.root / "nothing") == proved.root / "nothing"
-
-
-def test_folders_that_are_missing_are_not_made(share_without_folders: Share) -> None:
-    found = share.look(settings_for(share_without_folders))
-    assert [p.name for p in share_without_folders.root.iterdir()] == ["in"]
-    assert list(share_without_folders.layout.input.iterdir()) == []
-    assert "work, output, done, failed" in the(found, "folders").what.replace("not made yet: ", "")
-    assert {f.level for f in found if f.name in ("folders", "rename")} == {"ok"}
-
-
-@pytest.fixture
-def share_without_folders(share: Share) -> Share:
-    return share
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, method: str, number: int, where: Callable[[Path], bool]) -> None:
-    """`Path.method` fails with this errno for some paths."""
-    real = getattr(Path, method)
-
-    def refusing(self: Path, *arguments: Any, **keywords: Any) -> Any:
-        if where(self):
-            raise OSError(number, os.strerror(number), str(self))
-        return real(self, *arguments, **keywords)
-
-    monkeypatch.setattr(Path, method, refusing)
-
-
-def test_a_share_that_cannot_be_written_to_is_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: path.parent == proved.layout.input)
-    found = share.look(settings_for(proved))
-    problem = the(found, "rename")
-    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input))
-    assert "Read-only" in problem.what
-    assert about(found, "daemons"), "the looks after it are still made"
-
-
-def test_a_mount_without_writing_is_named(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.statvfs
-
-    class ReadOnly:
-        f_flag, f_files, f_favail = os.ST_RDONLY, 1, 1
-
-    monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly if path == proved.layout.output else real(path))
-    problem = the(share.look(settings_for(proved)), "file system")
-    assert problem.exit_code is ExitCode.SHARE
-    assert "read-only: output" in problem.what
-
-
-def test_folders_on_different_file_systems_are_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output)
-    problem = the(share.look(settings_for(proved)), "rename")
-    assert problem.exit_code is ExitCode.SHARE
-    assert "different file systems" in problem.what
-    assert "one mount" in (problem.remedy or "")
-
-
-def test_a_share_that_hangs_is_a_problem_and_nothing_further_is_looked_at(
-    proved: Share, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    forever = threading.Event()
-    monkeypatch.setattr(share, "file_system", lambda _: forever.wait())
-    found = share.look(settings_for(proved), limit_s=0.3)
-    forever.set()
-    assert [(f.name, f.level) for f in found] == [("folders", "ok"), ("file system", "problem")]
-    assert "hangs" in found[-1].what
-    assert found[-1].exit_code is ExitCode.SHARE
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode", "level", "words"),
-    [
-        ("ext4", "auto", "ok", "events of ext4"),
-        ("nfs4", "auto", "ok", "polling, a look every 10 s: nfs4 tells nobody"),
-        ("ext4", "poll", "ok", "polling, a look every 10 s: watch.mode says so"),
-        ("cifs", "events", "warning", "events, but cifs has none"),
-    ],
-)
-def test_how_new_files_are_noticed_is_told_with_the_reason(
-    proved: Share, monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, level: str, words: str
-) -> None:
-    monkeypatch.setattr(share, "file_system", lambda _: kind)
-    monkeypatch.setattr("sam_poll.app.file_system", lambda _: kind)
-    found = the(share.look(settings_for(proved, **{"watch.mode": mode})), "new files")
-    assert found.level == level
-    assert words in found.what
-
-
-def test_inotify_that_is_used_up_is_a_warning_with_the_sysctl(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inotify, "read", lambda: inotify.Inotify(8192, 128, 9, 128))
-    found = the(share.look(settings_for(proved, **{"watch.mode": "events"})), "inotify")
-    assert (found.level, found.remedy) == ("warning", "sysctl -w fs.inotify.max_user_instances=256")
-    both = inotify.finding(inotify.Inotify(10, 10, 10, 10), 10)
-    assert both.remedy == "sysctl -w fs.inotify.max_user_instances=20 fs.inotify.max_user_watches=20"
-
-
-def test_inotify_is_counted_for_this_user_only(tmp_path: Path) -> None:
-    limits = tmp_path / "sys" / "fs" / "inotify"
-    limits.mkdir(parents=True)
-    (limits / "max_user_watches").write_text("100\n")
-    (limits / "max_user_instances").write_text("7\n")
-    for process, target in (("12", "anon_inode:inotify"), ("13", "/dev/null"), ("self", "anon_inode:inotify")):
-        (tmp_path / process / "fd").mkdir(parents=True)
-        (tmp_path / process / "fdinfo").mkdir()
-        (tmp_path / process / "fd" / "3").symlink_to(target)
-        (tmp_path / process / "fdinfo" / "3").write_text("pos: 0\ninotify wd:2 ino:1\ninotify wd:1 ino:2\n")
-    assert inotify.read(tmp_path, os.getuid()) == inotify.Inotify(100, 7, 2, 1)
-    assert inotify.read(tmp_path, os.getuid() + 1) == inotify.Inotify(100, 7, 0, 0)
-    assert inotify.read(tmp_path / "nowhere") is None
-
-
-@pytest.mark.parametrize(("free", "level"), [(0, "problem"), (500 * 2**20, "warning"), (50 * 2**30, "ok")])
-def test_little_space_is_a_warning_and_none_a_problem(
-    proved: Share, monkeypatch: pytest.MonkeyPatch, free: int, level: str
-) -> None:
-    import shutil
-
-    real = shutil.disk_usage(proved.root)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=free))
-    (found,) = {f.level for f in about(share.look(settings_for(proved)), "free space")}
-    assert found == level
-
-
-@pytest.mark.parametrize(("ahead", "words"), [(3600, "3,600 s ahead of"), (-3600, "3,600 s behind")])
-def test_a_clock_that_is_wrong_is_a_warning(
-    proved: Share, monkeypatch: pytest.MonkeyPatch, ahead: int, words: str
-) -> None:
-    real = time.time
-    monkeypatch.setattr(share.time, "time", lambda: real() - ahead)
-    found = the(share.look(settings_for(proved)), "clock")
-    assert found.level == "warning"
-    assert words in found.what
-    assert proved.tree("input") == []
-
-
-def test_daemons_at_work_are_counted_and_their_alarms_told(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    alarm = {"kind": "output", "message": "disk full\x1b[2J", "seconds": 3}
-    said = {
-        "a": {"worker": "a", "alive": True, "lease_s": 60.0, "alarms": [alarm]},
-        "b": {"worker": "b", "alive": True, "lease_s": 30},
-        "c": {"worker": "c", "alive": False},
-    }
-    monkeypatch.setattr(share.lease, "workers", lambda _: [(name, proved.root) for name in said])
-    monkeypatch.setattr(share.lease, "read", lambda name, *_: said[name])
-    counted, alarmed, leased = about(share.look(settings_for(proved)), "daemons")
-    assert counted.what == "2 daemons at work, 1 dead"
-    assert (alarmed.level, alarmed.where) == ("warning", "a")
-    assert "\x1b" not in alarmed.what
-    assert (leased.level, leased.where) == ("warning", "b")
-
-
-# ── machine ──
-
-
-@pytest.mark.parametrize(
-    ("release", "levels"),
-    [
-        ("6.8.0-45-generic", []),
-        ("5.15.153.1-microsoft-standard-WSL2", ["ok"]),
-        ("4.4.0-19041-Microsoft", ["warning"]),
-    ],
-)
-def test_wsl_is_told_by_its_kernel(release: str, levels: list[str]) -> None:
-    assert [finding.level for finding in machine.wsl(release)] == levels
-
-
-def test_the_tightest_limit_of_all_groups_above_counts(tmp_path: Path) -> None:
-    inner = tmp_path / "outer" / "inner"
-    inner.mkdir(parents=True)
-    (inner / "cpu.max").write_text("max 100000\n")
-    (inner / "memory.max").write_text(f"{4 * 2**30}\n")
-    (inner.parent / "cpu.max").write_text("150000 100000\n")
-    (inner.parent / "memory.max").write_text(f"{2**30}\n")
-    (inner.parent / "memory.current").write_text(f"{2**29}\n")
-    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/outer/inner\n")
-    limits = machine.Limits.read(tmp_path, tmp_path / "own")
-    assert limits == machine.Limits(1.5, 1024.0, 512.0)
-    (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 8388608 kB\n")
-    assert machine.available_mib(limits, tmp_path / "meminfo") == 512.0
-    assert machine.available_mib(machine.Limits(), tmp_path / "meminfo") == 8192.0
-    assert machine.available_mib(machine.Limits(), tmp_path / "nothing") is None
-
-
-def test_limits_of_control_groups_version_1_are_read_and_no_limit_is_none(tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert machine.Limits.read(tmp_path, tmp_path / "own") == machine.Limits(2.0)
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert machine.Limits.read(tmp_path, tmp_path / "own") == machine.Limits()
-
-
-def test_more_threads_than_cores_are_a_warning_and_a_library_that_sets_them_too() -> None:
-    many = {"threads": 64, "changed": {"OMP_NUM_THREADS": [None, "1"]}}
-    first, second = machine.threads(many, machine.Limits(cores=1.0), {"OMP_NUM_THREADS": "64"})
-    assert (first.level, second.level) == ("warning", "warning")
-    assert "yours: OMP_NUM_THREADS=64" in first.what
-    assert "OMP_NUM_THREADS=1" in (first.remedy or "")
-    assert "OMP_NUM_THREADS from nothing to 1" in second.what
-    (fine,) = machine.threads({"threads": 1}, machine.Limits(), {})
-    assert "is set; sam-poll leaves them as they are" in fine.what
-
-
-def test_what_is_not_installed_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"torch": "2", "torchvision": "1", "numpy": "2", "segment-anything": "1"}
-    monkeypatch.setattr(machine, "_version", versions.get)
-    _, missing = machine.packages()
-    assert (missing.exit_code, missing.what) == (ExitCode.MODEL, "not installed: sam2, opencv-python-headless")
-    monkeypatch.setattr(machine, "_version", lambda name: "1")
-    assert [finding.level for finding in machine.packages()] == ["ok", "warning"]
-
-
-def test_little_main_memory_is_a_warning() -> None:
-    levels = [machine.memory(machine.Limits(), mib).level for mib in (500.0, 9000.0)]
-    assert levels == ["warning", "ok"]
-
-
-# ── device ──
-
-
-@pytest.fixture
-def pascal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GTX 1050 Ti, and the torch of this machine said to be built for newer ones."""
-    import torch
-
-    told: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "get_device_name": lambda _: "GTX 1050 Ti",
-        "get_device_capability": lambda _: (6, 1),
-        "get_arch_list": lambda: ["sm_75", "sm_90"],
-        "mem_get_info": lambda _: (3 * 2**30, 4 * 2**30),
-    }
-    for name, answer in told.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    return
-
-
-@pytest.mark.usefixtures("pascal")
-def test_a_card_that_torch_was_not_built_for_is_a_problem_with_the_right_build() -> None:
-    gathered = json.loads(json.dumps(facts.gather({}, {})))
-    problem = the(list(cards.look(gathered, None, ["auto"])), "cuda:0")
-    assert (problem.level, problem.exit_code) == ("problem", ExitCode.DEVICE)
-    assert "compute capability 6.1" in problem.what
-    assert "cu126" in (problem.remedy or "")
-    unwanted = the(list(cards.look(gathered, None, ["cpu"])), "cuda:0")
-    assert unwanted.level == "warning"
-
-
-@pytest.mark.usefixtures("pascal")
-def test_a_card_that_fits_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_61"])
-    gathered = facts.gather({}, {})
-    found = the(list(cards.look(gathered, None, ["cuda:0"])), "cuda:0")
-    assert found.level == "ok"
-    assert "3,072 of 4,096 MiB free, runs in float32" in found.what
-    (missing,) = [f for f in cards.look(gathered, None, ["cuda:1"]) if f.name == "cuda:1"]
-    assert missing.exit_code is ExitCode.DEVICE
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 4 * 2**30))
-    full = the(list(cards.look(facts.gather({}, {}), None, ["cuda"])), "cuda:0")
-    assert full.level == "warning"
-
-
-@pytest.mark.usefixtures("pascal")
-def test_a_driver_that_fails_in_the_middle_of_a_question_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    def fails(_: int) -> None:
-        raise RuntimeError("CUDA error: unknown error\nand more")
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
-    problem = the(list(cards.look(facts.gather({}, {}), None, ["auto"])), "cuda:0")
-    assert problem.exit_code is ExitCode.DEVICE
-    assert "unknown error" in problem.what
-
-
-def test_without_a_card_the_cpu_is_fine_unless_a_card_was_asked_for() -> None:
-    none = {"torch": "2", "cuda": None, "cards": []}
-    assert the(list(cards.look(none, None, ["auto"])), "card").level == "ok"
-    asked = the(list(cards.look(none, None, ["cuda:0"])), "card")
-    assert asked.exit_code is ExitCode.DEVICE
-    smi = [{"name": "RTX 4090", "driver": "550.54", "total_mib": "24564"}]
-    cpu_build = the(list(cards.look(none, smi, ["auto"])), "card")
-    assert (cpu_build.level, "without CUDA" in cpu_build.what) == ("warning", True)
-    old = {"torch": "2", "cuda": "13.2", "cards": [], "warnings": ["The NVIDIA driver on your system is too old"]}
-    too_old = the(list(cards.look(old, smi, ["cuda"])), "card")
-    assert (too_old.exit_code, "too old" in too_old.what) == (ExitCode.DEVICE, True)
-
-
-def test_the_drivers_word_is_read_and_waited_for_only_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 550.54.15, 81559'\n")
-    program.chmod(0o755)
-    assert cards.nvidia_smi() == [{"name": "NVIDIA H100 80GB HBM3", "driver": "550.54.15", "total_mib": "81559"}]
-    program.write_text("#!/bin/sh\nexec sleep 600\n")
-    assert cards.nvidia_smi(limit_s=0.3) is None
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert cards.nvidia_smi() == []
-
-
-@pytest.mark.parametrize(("number", "version"), [(8902, "8.9.2"), (91002, "9.10.2"), (92600, "9.26.0")])
-def test_the_number_of_cudnn_is_read_as_a_version(number: int, version: str) -> None:
-    told = list(cards.look({"torch": "2", "cuda": "13", "cudnn": number, "cards": []}, None, ["auto"]))
-    assert f"cuDNN {version}" in the(told, "build").what
-
-
-# ── memory ──
-
-
-def planned(capacity_mib: float, taken: Step = HALF) -> dict[str, Any]:
-    needs, reading = Needs(TINY), Card(capacity_mib, reserve_mib=256).read()
-    return plan.told(HALF, taken, needs, min_side=256, half="bfloat16", reading=reading)
-
-
-def test_the_plan_tells_what_each_step_needs_and_which_fit() -> None:
-    large, small = planned(4096), planned(420)
-    assert [row["step"] for row in large["steps"]] == [
-        "bfloat16 1024 on cuda:0",
-        "bfloat16 768 on cuda:0",
-        "bfloat16 512 on cuda:0",
-        "bfloat16 256 on cuda:0",
-        "float32 1024 on cpu",
-    ]
-    assert all(row["fits"] for row in large["steps"])
-    assert [row["fits"] for row in small["steps"]] != [True] * 5
-    assert small["steps"][-1]["fits"]
-    needed = [row["encode_mib"] for row in large["steps"][:4]]
-    assert needed == sorted(needed, reverse=True)
-
-
-def test_the_best_step_is_fine_and_a_lower_one_a_warning() -> None:
-    assert plan.finding(planned(4096), 8000).level == "ok"
-    lower = plan.finding(planned(420, Step("bfloat16", 64, 8, 512, "cuda:0")), 8000)
-    assert lower.level == "warning"
-    assert "bfloat16 1024" in lower.what
-    assert "164 MiB could be had" in lower.what
-    assert plan.finding(planned(420, Step("float32", 1, 1, 1024, "cpu")), 8000).level == "warning"
-
-
-def test_on_a_cpu_main_memory_is_what_counts() -> None:
-    step = Step("float32", 1, 1, 1024, "cpu")
-    told = plan.told(step, step, Needs(TINY), min_side=256, half=None, reading=None)
-    assert [plan.finding(told, mib).level for mib in (100.0, 8000.0, None)] == ["warning", "ok", "ok"]
 
 
 # ── trial ──
@@ -643,8 +269,6 @@ def tried(engine: FakeEngine) -> Finding:
     stages = run.child.Told()
 
     def stage(name: str, then: Callable[[], object] = lambda: None) -> Any:
-        import contextlib
-
         told.append(name)
         return contextlib.nullcontext()
 
@@ -702,6 +326,33 @@ def test_a_trial_that_dies_is_told_with_its_stage_and_its_end(end: str, words: s
     assert finding.exit_code is ExitCode.MODEL
 
 
+@pytest.fixture
+def trial_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial in this process, which has torch already."""
+
+    def run_here(settings: Settings, *, load: bool = True, compare: Any = None, **_: Any) -> child.Told:
+        told = child.Told()
+        order = {"settings": settings.model_dump_json(), "load": load, "compare": compare}
+        trial.run(order, lambda **event: told.hear(json.loads(json.dumps(event))))
+        return told
+
+    monkeypatch.setattr(child, "run", run_here)
+
+
+@pytest.mark.usefixtures("trial_here")
+def test_sam1_is_compared_with_its_own_predictor(tmp_path: Path) -> None:
+    """Of random weights: logits close to zero, the harshest case."""
+    torch.manual_seed(0)
+    torch.save(sam1.build(SMALL_SAM1).state_dict(), tmp_path / "small.pth")
+    (tmp_path / "disc.jpg").write_bytes(attempt.drawn()[0])
+    flags = {"model": str(tmp_path / "small.pth"), "device": "cpu"}
+    done = run.examine(run.Wishes(flags=flags, compare=tmp_path / "disc.jpg"))
+    assert done.details["compare"]["box"] == [375, 250, 1125, 750]
+    assert done.details["compare"]["differ_percent"] < 0.5
+    assert the(done.findings, "masks").level == "ok"
+
+
+@pytest.mark.usefixtures("trial_here")
 def test_a_checkpoint_that_is_none_is_the_trials_problem(tmp_path: Path) -> None:
     """The weights are there, and their hash is not known: only the load can tell."""
     (tmp_path / "mine.pt").write_bytes(b"not weights")
@@ -721,13 +372,10 @@ def test_a_comparison_that_fails_does_not_make_the_machine_ill() -> None:
 
 def test_what_the_loader_logs_is_understood_as_its_stages() -> None:
     """The times of a load come from its log: here the words must be those that are looked for."""
-    from sam_poll.doctor.trial import Stages
-    from sam_poll.engines.loader import Stages as Loader
-
     events: list[dict[str, Any]] = []
     read: list[bool] = []
-    with Stages(lambda **event: events.append(event)).of_the_loader(lambda: read.append(True)):
-        loader = Loader("name: odd …", 60, None)
+    with trial.Stages(lambda **event: events.append(event)).of_the_loader(lambda: read.append(True)):
+        loader = LoaderStages("name: odd …", 60, None)
         for name in ("import", "to device", "read"):
             with loader.stage(name):
                 assert read == ([True] if name == "read" else [])

@@ -1,0 +1,187 @@
+"""The doctor's looks at a share: each thing broken once. Nothing on it may change, and nothing may hang."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam_poll.doctor import inotify, share
+from sam_poll.doors.proof import prove
+from sam_poll.errors import ExitCode
+from sam_poll.settings import Settings, load
+from tests.conftest import Share
+from tests.doctor_parts import about, the
+
+
+@pytest.fixture
+def proved(share: Share) -> Share:
+    """A share with all its folders."""
+    prove(share.layout)
+    return share
+
+
+def settings_for(place: Share, **flags: Any) -> Settings:
+    return load(None, env={}, flags={"input": place.layout.input, "model": "demo", **flags})
+
+
+def test_a_share_as_it_should_be_has_only_good_findings(proved: Share) -> None:
+    found = share.look(settings_for(proved))
+    assert {f.level for f in found if f.name not in ("inotify", "free space")} == {"ok"}
+    names = ["folders", "file system", "new files", "inotify", "rename", "free space", "clock", "daemons"]
+    assert [f.name for f in found] == names
+
+
+def test_a_share_is_named_by_its_input_folder_or_the_one_above(proved: Share) -> None:
+    assert share.input_of(proved.root) == proved.layout.input
+    assert share.input_of(proved.layout.input) == proved.layout.input
+    assert share.input_of(proved.root / "nothing") == proved.root / "nothing"
+
+
+def test_folders_that_are_missing_are_not_made(tmp_path: Path) -> None:
+    bare = Share(tmp_path / "bare")
+    found = share.look(settings_for(bare))
+    assert [p.name for p in bare.root.iterdir()] == ["in"]
+    assert list(bare.layout.input.iterdir()) == []
+    assert "work, output, done, failed" in the(found, "folders").what.replace("not made yet: ", "")
+    assert {f.level for f in found if f.name in ("folders", "rename")} == {"ok"}
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, method: str, number: int, where: Callable[[Path], bool]) -> None:
+    """`Path.method` fails with this errno for some paths."""
+    real = getattr(Path, method)
+
+    def refusing(self: Path, *arguments: Any, **keywords: Any) -> Any:
+        if where(self):
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, method, refusing)
+
+
+def test_a_share_that_cannot_be_written_to_is_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: path.parent == proved.layout.input)
+    found = share.look(settings_for(proved))
+    problem = the(found, "rename")
+    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input))
+    assert "Read-only" in problem.what
+    assert about(found, "daemons"), "the looks after it are still made"
+
+
+def test_a_mount_without_writing_is_named(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+
+    class ReadOnly:
+        f_flag, f_files, f_favail = os.ST_RDONLY, 1, 1
+
+    monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly if path == proved.layout.output else real(path))
+    problem = the(share.look(settings_for(proved)), "file system")
+    assert problem.exit_code is ExitCode.SHARE
+    assert "read-only: output" in problem.what
+
+
+def test_folders_on_different_file_systems_are_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output)
+    problem = the(share.look(settings_for(proved)), "rename")
+    assert problem.exit_code is ExitCode.SHARE
+    assert "different file systems" in problem.what
+    assert "one mount" in (problem.remedy or "")
+
+
+def test_a_share_that_hangs_is_a_problem_and_nothing_further_is_looked_at(
+    proved: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(share, "file_system", lambda _: forever.wait())
+    found = share.look(settings_for(proved), limit_s=0.3)
+    forever.set()
+    assert [(f.name, f.level) for f in found] == [("folders", "ok"), ("file system", "problem")]
+    assert "hangs" in found[-1].what
+    assert found[-1].exit_code is ExitCode.SHARE
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "level", "words"),
+    [
+        ("ext4", "auto", "ok", "events of ext4"),
+        ("nfs4", "auto", "ok", "polling, a look every 10 s: nfs4 tells nobody"),
+        ("ext4", "poll", "ok", "polling, a look every 10 s: watch.mode says so"),
+        ("cifs", "events", "warning", "events, but cifs has none"),
+    ],
+)
+def test_how_new_files_are_noticed_is_told_with_the_reason(
+    proved: Share, monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, level: str, words: str
+) -> None:
+    monkeypatch.setattr(share, "file_system", lambda _: kind)
+    monkeypatch.setattr("sam_poll.app.file_system", lambda _: kind)
+    found = the(share.look(settings_for(proved, **{"watch.mode": mode})), "new files")
+    assert found.level == level
+    assert words in found.what
+
+
+def test_inotify_that_is_used_up_is_a_warning_with_the_sysctl(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inotify, "read", lambda: inotify.Inotify(8192, 128, 9, 128))
+    found = the(share.look(settings_for(proved, **{"watch.mode": "events"})), "inotify")
+    assert (found.level, found.remedy) == ("warning", "sysctl -w fs.inotify.max_user_instances=256")
+    both = inotify.finding(inotify.Inotify(10, 10, 10, 10), 10)
+    assert both.remedy == "sysctl -w fs.inotify.max_user_instances=20 fs.inotify.max_user_watches=20"
+
+
+def test_inotify_is_counted_for_this_user_only(tmp_path: Path) -> None:
+    limits = tmp_path / "sys" / "fs" / "inotify"
+    limits.mkdir(parents=True)
+    (limits / "max_user_watches").write_text("100\n")
+    (limits / "max_user_instances").write_text("7\n")
+    for process, target in (("12", "anon_inode:inotify"), ("13", "/dev/null"), ("self", "anon_inode:inotify")):
+        (tmp_path / process / "fd").mkdir(parents=True)
+        (tmp_path / process / "fdinfo").mkdir()
+        (tmp_path / process / "fd" / "3").symlink_to(target)
+        (tmp_path / process / "fdinfo" / "3").write_text("pos: 0\ninotify wd:2 ino:1\ninotify wd:1 ino:2\n")
+    assert inotify.read(tmp_path, os.getuid()) == inotify.Inotify(100, 7, 2, 1)
+    assert inotify.read(tmp_path, os.getuid() + 1) == inotify.Inotify(100, 7, 0, 0)
+    assert inotify.read(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(("free", "level"), [(0, "problem"), (500 * 2**20, "warning"), (50 * 2**30, "ok")])
+def test_little_space_is_a_warning_and_none_a_problem(
+    proved: Share, monkeypatch: pytest.MonkeyPatch, free: int, level: str
+) -> None:
+    real = shutil.disk_usage(proved.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=free))
+    (found,) = {f.level for f in about(share.look(settings_for(proved)), "free space")}
+    assert found == level
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(3600, "3,600 s ahead of"), (-3600, "3,600 s behind")])
+def test_a_clock_that_is_wrong_is_a_warning(
+    proved: Share, monkeypatch: pytest.MonkeyPatch, ahead: int, words: str
+) -> None:
+    real = time.time
+    monkeypatch.setattr(share.time, "time", lambda: real() - ahead)
+    found = the(share.look(settings_for(proved)), "clock")
+    assert found.level == "warning"
+    assert words in found.what
+    assert proved.tree("input") == []
+
+
+def test_daemons_at_work_are_counted_and_their_alarms_told(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = {"kind": "output", "message": "disk full\x1b[2J", "seconds": 3}
+    said = {
+        "a": {"worker": "a", "alive": True, "lease_s": 60.0, "alarms": [alarm]},
+        "b": {"worker": "b", "alive": True, "lease_s": 30},
+        "c": {"worker": "c", "alive": False},
+    }
+    monkeypatch.setattr(share.lease, "workers", lambda _: [(name, proved.root) for name in said])
+    monkeypatch.setattr(share.lease, "read", lambda name, *_: said[name])
+    counted, alarmed, leased = about(share.look(settings_for(proved)), "daemons")
+    assert counted.what == "2 daemons at work, 1 dead"
+    assert (alarmed.level, alarmed.where) == ("warning", "a")
+    assert "\x1b" not in alarmed.what
+    assert (leased.level, leased.where) == ("warning", "b")
