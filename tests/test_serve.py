@@ -22,7 +22,7 @@ from sam_poll.errors import DeviceError, TooLargeError
 from sam_poll.pipeline import Pipeline
 from sam_poll.predictor import Predictor
 from sam_poll.prompts import parse
-from sam_poll.serve import asked
+from sam_poll.serve import asked as bodies_
 from sam_poll.serve.refusals import MalformedError
 from sam_poll.types import Job, ModelInfo
 from tests.conftest import BOX, picture_bytes, wait_until
@@ -284,7 +284,7 @@ def test_a_body_that_is_none_is_refused() -> None:
 def test_that_a_key_came_twice_is_found_among_very_many() -> None:
     body = "{" + ",".join(f'"{n}":0' for n in range(400_000)) + ',"399999":0}'
     with pytest.raises(MalformedError) as caught:
-        asked.interact("application/json", body.encode())
+        bodies_.interact("application/json", body.encode())
     assert (caught.value.reason, caught.value.place) == ("given twice", "399999")
 
 
