@@ -27,6 +27,7 @@ from sam_poll import console as screen
 from sam_poll.errors import ExitCode, SamPollError, SettingsError
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.serve import answers, gate, web
+from sam_poll.serve.connections import MOST, Connection
 from sam_poll.serve.door import HttpDoor, stopping
 from sam_poll.settings import Settings, absolute
 
@@ -47,7 +48,7 @@ def serve(settings: Settings, *, env: Mapping[str, str] = os.environ) -> ExitCod
         gated = gate.Gate(made, door, token=token, body_bytes=wishes.body_mib << 20)
         with (
             listening(wishes.listen, guarded=token is not None) as opened,
-            answering(gated, opened, stop),
+            answering(gated, opened, stop, max(MOST, 2 * wishes.queue)),
             app.metrics_of(settings, signs, door),
         ):
             notify(f"STATUS=loading {settings.model}")
@@ -141,14 +142,14 @@ def shown(opened: socket.socket) -> str:
 
 
 @contextmanager
-def answering(application: ASGIApp, opened: socket.socket, stop: threading.Event) -> Iterator[None]:
+def answering(application: ASGIApp, opened: socket.socket, stop: threading.Event, most: int = MOST) -> Iterator[None]:
     """HTTP on the open port, by a thread of its own. SamPollError at the end if that has ended by itself, which sets
     `stop`."""
     config = uvicorn.Config(
         application,  # type: ignore[arg-type]
         # Not what happens to be installed, but what is tested.
         loop="asyncio",
-        http="h11",
+        http=partial(Connection, most=most),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -185,6 +186,9 @@ def _hear_uvicorn() -> None:
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             found = record.exc_info and record.exc_info[1]
+            if isinstance(found, asyncio.CancelledError):
+                logger.warning("a caller has not taken its answer in time and is left")
+                return
             logger.opt(exception=found or None).log(record.levelname, "{}", record.getMessage())
 
     for name in ("uvicorn", "asyncio"):
