@@ -18,8 +18,8 @@ PATIENCE_S = 30.0
 
 
 class Connection(H11Protocol):
-    """One caller's. Not kept beyond `most` of them, and cut after `patience_s` in which no request has begun, or nothing
-    more of an answer was taken."""
+    """One caller's. Not kept beyond `most` of them, and cut after `patience_s` in which no request has begun, or
+    nothing more of an answer was taken."""
 
     patience_s: ClassVar[float] = PATIENCE_S
 
