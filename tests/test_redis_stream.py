@@ -176,11 +176,11 @@ def test_nothing_is_acknowledged_before_its_answer_is_written(server: Server) ->
     gate = threading.Event()
     with stream_worker(server, FakeEngine(gate=gate)) as worker:
         wait_until(server.pending)
-        server.client.config_set("maxmemory", 1)  # from here on no answer can be written
+        server.client.rpush("sam:out", "of somebody else")  # from here on no answer can be written
         gate.set()
         wait_until(lambda: "output" in worker.signs.alarms)
-        assert (server.ids(), server.pending(), server.client.xlen("sam:in")) == ([], 1, 1)
-        server.client.config_set("maxmemory", 0)
+        assert (server.pending(), server.client.xlen("sam:in")) == (1, 1)
+        server.client.delete("sam:out")
         wait_until(server.ids)
         wait_until(lambda: server.pending() == 0)
         wait_until(lambda: not worker.signs.alarms.active())
@@ -424,3 +424,61 @@ def test_a_server_that_is_not_there_is_told_at_the_start(server: Server) -> None
     server.kill()
     with pytest.raises(ShareError, match="Redis is away"), stream_door(server):
         pass
+
+
+# ── a full server ──
+
+
+def filled(server: Server, count: int) -> None:
+    """So many entries, and no room for anything else."""
+    server.client.xgroup_create("sam:in", "sam_poll", id="0", mkstream=True)
+    for n in range(count):
+        server.add(f"n{n}", picture_bytes(width=256, height=256, seed=n))
+    server.client.config_set("maxmemory", 1_000_000)
+    with pytest.raises(redis.OutOfMemoryError):
+        server.add("more", b"")
+
+
+def test_a_server_that_is_full_of_entries_is_emptied_by_answering_them(server: Server) -> None:
+    filled(server, 5)
+    with stream_worker(server):
+        wait_until(lambda: len(server.ids()) == 5)
+        wait_until(lambda: server.client.xlen("sam:in") == 0)
+    assert {answer["status"] for answer in server.answers()} == {"ok"}
+
+
+def test_what_takes_no_answer_keeps_its_entry_on_a_full_server_too(server: Server) -> None:
+    server.client.rpush("sam:out", "of somebody else")
+    filled(server, 1)
+    with stream_door(server) as door:
+        (job,) = take(door)
+        with pytest.raises(OSError, match="WRONGTYPE"):
+            door.deliver(job, DOCUMENTS)
+        assert (server.client.xlen("sam:in"), server.pending()) == (1, 1)
+
+
+def test_a_poison_entry_of_a_full_server_becomes_a_dead_letter(server: Server) -> None:
+    filled(server, 1)
+    with stream_door(server, attempts=1) as door:
+        door.abandon(*take(door))
+        (job,) = take(door)
+        assert job.fault
+        door.reject(job, job.fault)
+    assert (server.client.xlen("sam:in"), server.client.xlen("sam:in:dead"), server.ids()) == (0, 1, ["n0"])
+
+
+def test_entries_that_stay_for_other_groups_make_no_room(server: Server) -> None:
+    filled(server, 1)
+    with stream_door(server, keep=True) as door:
+        (job,) = take(door)
+        with pytest.raises(OSError, match="full"):
+            door.deliver(job, DOCUMENTS)
+    assert (server.client.xlen("sam:in"), server.client.xlen("sam:out")) == (1, 0)
+
+
+def test_the_first_worker_of_a_full_server_is_told_to_make_room(server: Server) -> None:
+    server.client.config_set("maxmemory", 1)
+    with pytest.raises(ShareError) as caught, stream_door(server):
+        pass
+    assert "maxmemory" in caught.value.reason
+    assert "maxmemory" in (caught.value.remedy or "")

@@ -186,6 +186,8 @@ class Link:
             if error.errno == errno.EIO:
                 raise SettingsError(str(error.strerror), place=self.address.shown) from None
             remedy = f"start it, or name another one: --url, --url-file, {URL}"
+            if error.errno == errno.ENOSPC:
+                remedy = "read and delete answers, or raise maxmemory"
             raise ShareError(str(error.strerror), place=self.address.shown, remedy=remedy) from None
 
     def ask(self, call: Callable[[Any], T]) -> T:

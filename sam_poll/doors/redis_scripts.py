@@ -14,7 +14,9 @@ from __future__ import annotations
 # → 1 done, 0 nobody has this entry any more, -1 another one has it, 2 the group was lost: the answer is written all the
 # same, since nobody else can. KEYS[2] answers, KEYS[3] dead letters; ARGV[4] "keep" leaves the entry in the stream,
 # ARGV[5] at most so many answers are kept (0: all), ARGV[6] how many of the fields that follow are the dead letter's
-# (0: it is none), then those, then the answer's.
+# (0: it is none), then those, then the answer's. Where the memory is full the entry's end comes first and makes the
+# room, else a server full of entries would never have any again: a script that has begun to write may go on. What else
+# could refuse the answer then (another kind of value under its name) is asked before; rights were.
 FINISH = """
 local owner = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 local lost = owner.err and string.find(owner.err, 'NOGROUP')
@@ -24,13 +26,14 @@ if not lost then
   if owner[1][2] ~= ARGV[2] then return -1 end
 end
 local split = 6 + tonumber(ARGV[6])
+local commands = {}
 if split > 6 then
   local dead = {'XADD', KEYS[3], '*', unpack(ARGV, 7, split)}
   local found = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])
   if #found > 0 then
     for i = 1, math.min(#found[1][2], 2000) do dead[#dead + 1] = found[1][2][i] end
   end
-  redis.call(unpack(dead))
+  commands[1] = dead
 end
 local answer = {'XADD', KEYS[2]}
 if ARGV[5] ~= '0' then
@@ -38,10 +41,22 @@ if ARGV[5] ~= '0' then
 end
 answer[#answer + 1] = '*'
 for i = split + 1, #ARGV do answer[#answer + 1] = ARGV[i] end
-redis.call(unpack(answer))
+commands[#commands + 1] = answer
+local function acknowledge()
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+  if ARGV[4] ~= 'keep' then redis.call('XDEL', KEYS[1], ARGV[3]) end
+end
+local first, acknowledged = redis.pcall(unpack(commands[1])), lost
+if type(first) == 'table' and first.err then
+  if lost or ARGV[4] == 'keep' or not string.find(first.err, '^-?OOM') then return first end
+  for i = 1, #commands do redis.call('XLEN', commands[i][2]) end
+  acknowledge()
+  acknowledged = true
+  redis.call(unpack(commands[1]))
+end
+if #commands > 1 then redis.call(unpack(commands[2])) end
 if lost then return 2 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-if ARGV[4] ~= 'keep' then redis.call('XDEL', KEYS[1], ARGV[3]) end
+if not acknowledged then acknowledge() end
 return 1
 """
 
