@@ -18,6 +18,7 @@ from sam_poll.cvat import commands as cvat_commands
 from sam_poll.doctor.command import doctor
 from sam_poll.errors import ExitCode, ShareError, UsageError
 from sam_poll.given import settings_of
+from sam_poll.mosaic.commands import mosaic
 from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
 from sam_poll.serve.commands import serve
@@ -36,6 +37,7 @@ app = typer.Typer(
 models = typer.Typer(help="List, download and verify the networks' weights.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(cvat_commands.app, name="cvat")
+app.command()(mosaic)
 app.command()(serve)
 app.command()(redis)
 app.command()(doctor)

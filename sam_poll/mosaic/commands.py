@@ -1,0 +1,132 @@
+"""`sam-poll mosaic` and its flags; what it does is in this room's other modules.
+
+Nothing heavy is imported at the top, so that `--help` answers at once. What can still go wrong here: nothing of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sam_poll.errors import UsageError
+from sam_poll.reporting import reports
+
+if TYPE_CHECKING:
+    from sam_poll.mosaic.run import OnStep, Step
+
+STAGES = {"tiles": "segmenting", "seams": "joining", "slivers": "merging", "labels": "writing", "polygons": "tracing"}
+_BLOCK = 16  # the sides of a TIFF's blocks are multiples of it
+
+
+@reports
+def mosaic(
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A GeoTIFF, or any picture that GDAL reads.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the labels.")],
+    tile: Annotated[int, typer.Option("--tile", min=64, help="Side of a tile, a multiple of 16 pixels.")] = 1024,
+    padding: Annotated[int, typer.Option("--padding", min=8, help="Pixels seen around each tile.")] = 128,
+    passes: Annotated[int, typer.Option("--passes", min=1, max=20, help="At most so many passes over a tile.")] = 1,
+    target_coverage: Annotated[
+        float, typer.Option("--target-coverage", min=0, max=1, help="Further passes end at this part of a tile.")
+    ] = 0.95,
+    points_per_side: Annotated[
+        int, typer.Option("--points-per-side", min=1, max=256, help="Clicks a side of the first pass's grid.")
+    ] = 32,
+    min_area: Annotated[int, typer.Option("--min-area", min=1, help="Pixels of the smallest object.")] = 100,
+    iou: Annotated[float, typer.Option("--iou", min=0, max=1, help="Least predicted IoU of a mask.")] = 0.8,
+    stability: Annotated[float, typer.Option("--stability", min=0, max=1, help="Least stability of a mask.")] = 0.9,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file, for the model.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
+    ] = None,
+    model_cfg: Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
+    log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+) -> None:
+    """Segment a picture larger than memory, tile by tile, into one label raster and polygons.
+
+    Killed and started again with the same flags, it goes on behind the last finished tile.
+    """
+    _check(tile, padding)
+    from sam_poll import console, settings
+    from sam_poll.types import Everything
+
+    try:
+        from sam_poll.mosaic.passes import Passes
+        from sam_poll.mosaic.run import Wish
+        from sam_poll.mosaic.run import mosaic as run
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed", remedy="install the extra `geo`: pip install 'sam_poll[geo]'"
+        ) from None
+    console.set_up_log("text", log_level.upper())
+    flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}
+    chosen = settings.load(config, flags={key: value for key, value in flags.items() if value is not None})
+    first = Everything(points_per_side=points_per_side, min_area=min_area, iou=iou, stability=stability)
+    wish = Wish(tile, padding, Passes(first, passes, target_coverage), str(chosen.model))
+
+    def engine() -> Any:
+        from sam_poll.app import engine_of
+
+        return engine_of(chosen)
+
+    with _shown() as on_step:
+        stats = run(picture, output, wish, engine, on_step)
+    objects = console.count(stats["labels"], "object")
+    typer.echo(f"{objects} on {stats['coverage']:.1%} of {console.count(stats['tiles'], 'tile')}, written to {output}")
+
+
+def _check(tile: int, padding: int) -> None:
+    if tile % _BLOCK:
+        raise UsageError(f"{tile} is no multiple of {_BLOCK}", place="--tile", remedy=f"take {tile // _BLOCK * _BLOCK}")
+    if padding > tile:
+        raise UsageError("it is wider than a tile", place="--padding", remedy=f"take {tile} or less")
+
+
+@contextmanager
+def _shown() -> Iterator[OnStep]:
+    """A bar on a terminal: tiles, coverage, time left. Elsewhere a log line (INFO) for each tenth."""
+    from loguru import logger
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from sam_poll.console import error_console
+
+    console = error_console()
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[coverage]:.1%} covered"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_step(step: Step) -> None:
+            if step.stage not in tasks:
+                # tiles of an earlier run are done at once and say nothing about the time left
+                tasks[step.stage] = progress.add_task(STAGES[step.stage], total=step.total, coverage=step.coverage)
+            if step.stage == "tiles" and not step.fresh:
+                progress.reset(tasks[step.stage], total=step.total, completed=step.done, coverage=step.coverage)
+            else:
+                progress.update(tasks[step.stage], completed=step.done, coverage=step.coverage)
+            if step.done * 10 // step.total != (step.done - 1) * 10 // step.total:
+                logger.info("{}: {} of {} tiles, {:.1%} covered", *_told(step))
+
+        yield on_step
+
+
+def _told(step: Step) -> tuple[str, int, int, float]:
+    return STAGES[step.stage], step.done, step.total, step.coverage

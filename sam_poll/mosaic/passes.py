@@ -1,0 +1,157 @@
+"""One tile: everything mode in one or several passes, each on what the ones before have left empty.
+
+The masks come best first, and each takes what is still free of it. The first pass clicks on a grid over the whole
+window; further ones on denser grids, only where nothing is yet, and with lower thresholds once that finds no more.
+
+What can still go wrong here: a mask with a higher predicted IoU takes pixels from one that fits better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sam_poll import everything
+from sam_poll.types import (
+    Bitmap,
+    Candidate,
+    Embedding,
+    Engine,
+    Everything,
+    Logits,
+    Mask,
+    ModelInfo,
+    Picture,
+    Pixels,
+    Prepared,
+    Prompt,
+    Size,
+)
+
+Numbers = npt.NDArray[np.uint16]
+
+MOST = np.iinfo(np.uint16).max  # labels in one tile; of 100 pixels each they need more than six million
+FREE = 0.5  # of a mask that must still be free when its turn comes: less is a rim around better ones
+STALL = 0.01  # of the tile that a pass must add, or the next one asks for less
+PIECE = 0.25  # of a mask's largest piece, below which another one is no thing of its own
+RELAX, LOWEST = 0.1, 0.5  # by how much thresholds go down when nothing more is found, and not further than that
+DENSER, DENSEST = 2, 4  # a further pass has a grid twice as dense as the one before, up to four times the first
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What is asked for in the first pass, how many there may be, and the part of a tile at which it is enough."""
+
+    first: Everything
+    passes: int = 1
+    target_coverage: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """`numbers`: uint16 H×W, 0 is nothing, n the n-th object, whose predicted IoU is `scores[n-1]`."""
+
+    numbers: Numbers
+    scores: npt.NDArray[np.float32]
+
+
+class _OnlyWhere:
+    """An engine that clicks only where `wanted` is set (bool H×W of the encoded picture)."""
+
+    def __init__(self, engine: Engine, wanted: Bitmap) -> None:
+        self._engine, self._wanted = engine, wanted
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._engine.info
+
+    @property
+    def batch(self) -> int:
+        return self._engine.batch
+
+    def prepare(self, picture: Picture) -> Prepared:
+        return self._engine.prepare(picture)
+
+    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
+        return self._engine.encode(pictures)
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
+        return self._engine.decode(embedding, prompts)
+
+    def candidates(
+        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
+    ) -> list[Candidate]:
+        points = [(x, y) for x, y in points if self._wanted[int(y), int(x)]]
+        return self._engine.candidates(embedding, points, iou=iou, stability=stability) if points else []
+
+    def relieve_by(self, let_go: Callable[[], bool]) -> None:
+        self._engine.relieve_by(let_go)
+
+
+def labelled(engine: Engine, pixels: Pixels, valid: Bitmap, wish: Passes, core: tuple[slice, slice]) -> Labelled:
+    """The objects of one window (uint8 H×W×3), numbered. Only `valid` pixels (bool H×W) are labelled; the coverage that
+    ends the passes is that of the `core`. On the device thread."""
+    height, width = valid.shape
+    [embedding] = engine.encode([engine.prepare(Picture(pixels, Size(width, height), "tile"))])
+    numbers = np.zeros((height, width), np.uint16)
+    scores: list[float] = []
+    asked, dense, before = wish.first, 1, 0.0
+    for _ in range(wish.passes):
+        wanted = _OnlyWhere(engine, valid & (numbers == 0))
+        pass_ = replace(asked, points_per_side=asked.points_per_side * dense)
+        found = everything.masks(everything.segment(wanted, embedding, pass_), pass_)
+        _paint(numbers, valid, scores, found, pass_.min_area)
+        now = coverage(numbers[core], valid[core])
+        if now >= wish.target_coverage:
+            break
+        if now - before < STALL:
+            lower = replace(asked, iou=_relaxed(asked.iou), stability=_relaxed(asked.stability))
+            if dense == DENSEST and lower == asked:
+                break  # nothing is left that could be asked for
+            asked = lower
+        before, dense = now, min(dense * DENSER, DENSEST)
+    return Labelled(numbers, np.array(scores, np.float32))
+
+
+def coverage(numbers: npt.NDArray[np.unsignedinteger], valid: Bitmap) -> float:
+    """The part of the valid pixels that have a label; 1 where none is valid."""
+    there = int(np.count_nonzero(valid))
+    return int(np.count_nonzero(numbers)) / there if there else 1.0
+
+
+def _relaxed(threshold: float) -> float:
+    return min(threshold, max(LOWEST, round(threshold - RELAX, 6)))
+
+
+def _paint(numbers: Numbers, valid: Bitmap, scores: list[float], masks: Sequence[Mask], min_area: int) -> None:
+    """Give each mask, the best first, what is free of it, if that is more than half.
+
+    Of several pieces the largest counts: the network takes two things for one now and then, and another mask has the
+    other one. But pieces at the window's edge may be the ends of one thing behind it. They become labels of their own,
+    which the seams join if they are.
+    """
+    for mask in masks:
+        height, width = mask.pixels.shape
+        where = slice(mask.top, mask.top + height), slice(mask.left, mask.left + width)
+        there = mask.pixels & valid[where]
+        free = there & (numbers[where] == 0)
+        if not np.count_nonzero(free) > FREE * np.count_nonzero(there):
+            continue
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(free.view(np.uint8), connectivity=4)
+        sizes = stats[:, cv2.CC_STAT_AREA]
+        sizes[0] = 0
+        least = max(1, min_area, PIECE * sizes.max())
+        for part in np.flatnonzero(sizes >= least).tolist():
+            whole = stats[part] + (mask.left, mask.top, 0, 0, 0)
+            if (part == sizes.argmax() or _at_edge(whole, numbers.shape)) and len(scores) < MOST:
+                scores.append(mask.score)
+                numbers[where][parts == part] = len(scores)
+
+
+def _at_edge(box: npt.NDArray[np.int32], shape: tuple[int, ...]) -> bool:
+    left, top, width, height = box[:4].tolist()
+    return left == 0 or top == 0 or left + width == shape[1] or top + height == shape[0]
