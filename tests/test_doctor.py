@@ -384,6 +384,22 @@ def test_what_the_loader_logs_is_understood_as_its_stages() -> None:
     ]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
+def test_on_a_card_the_plan_is_made_of_what_was_free_and_the_peak_is_measured() -> None:
+    told = child.run(load(None, env={}, flags={"model": "demo", "device": "cuda"}))
+    assert (told.trouble, told.error) == (None, None)
+    assert told.facts
+    assert told.plan
+    assert told.trial
+    card = told.facts["cards"][0]
+    assert 0 < card["free_mib"] <= card["total_mib"]
+    assert told.plan["free_mib"] <= card["total_mib"]
+    assert plan.finding(told.plan, None).what.startswith("the best step fits")
+    assert told.trial["peak_mib"] > 0
+    assert attempt.finding(told.trial).level == "ok"
+
+
 # ── report ──
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from sam_poll.console import set_up_log
 from sam_poll.doctor import attempt, cards, child, compare, given, machine, plan, share, weights
 from sam_poll.doctor.findings import Finding, Late, code_of, error_of, looked, told
-from sam_poll.engines.loader import BACKSTOP_S
 from sam_poll.errors import DeviceError, ExitCode, SamPollError
 from sam_poll.settings import Settings
 
@@ -120,10 +119,9 @@ def _failed(trial: child.Told, settings: Settings) -> Finding | None:
         return Finding(section, name, level, finding.what, finding.where, finding.remedy, code)
     if not trial.trouble:
         return None
-    limit = f"{settings.load_timeout_s:g} s + {BACKSTOP_S:g} s"
     remedy = (
-        "try again with PYTHONFAULTHANDLER=1; look at `nvidia-smi`, dmesg and the disk. "
-        f"A slow disk needs a larger load_timeout_s (now {limit})"
+        "look at `nvidia-smi`, dmesg and the disk; "
+        f"a slow disk needs a larger load_timeout_s (now {settings.load_timeout_s:g} s)"
     )
     code = DeviceError.exit_code if name == "device" else None
     return Finding(section, name, "problem", trial.trouble, settings.model, remedy, code)
