@@ -23,6 +23,7 @@ from sam_poll.doctor import (
     child,
     given,
     machine,
+    plan,
     report,
     run,
     share,
