@@ -40,6 +40,7 @@ def streams(
         max_answers=max_answers,
         lease_s=settings.lease_s,
         attempts=settings.attempts,
+        formats=settings.formats,
         pulse=signs.intake,
     )
     told = f"group {names.group} of the stream {names.source} on {address.shown}, answers in {names.target}"
@@ -64,6 +65,7 @@ def pubsub(
         parse=_parse(settings),
         segmenter=segmenter,
         attempts=settings.attempts,
+        formats=settings.formats,
         pulse=signs.intake,
     )
     told = f"the channel {source} on {address.shown}, answers on {target}"

@@ -103,3 +103,8 @@ def test_documents_are_chosen_by_the_format_in_their_ending() -> None:
     assert [messages.name_of(document) for document in chosen] == ["yolo.txt", "yolo.yaml"]
     with pytest.raises(InputError, match="'cvat' is not made here"):
         messages.wanted(messages.Asked(formats=("yolo", "cvat")), made)
+
+
+def test_a_format_may_have_made_no_document() -> None:
+    made = [Document(".opex.json", "", b"{}")]  # `mask: per-object`, where everything has found nothing
+    assert messages.wanted(messages.Asked(formats=("mask",)), made, ("mask", "opex")) == []

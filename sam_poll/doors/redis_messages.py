@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -172,11 +172,12 @@ def name_of(document: Document) -> str:
     return document.suffix.lstrip(".")
 
 
-def wanted(asked: Asked, documents: Sequence[Document]) -> list[Document]:
-    """Those documents that the sender wants. InputError where one is not made here."""
+def wanted(asked: Asked, documents: Sequence[Document], made_here: Collection[str] = ()) -> list[Document]:
+    """Those documents that the sender wants. InputError where one is not made here. Of a format in `made_here` there
+    may be none: a mask for each object, where there is no object."""
     if asked.formats is None:
         return list(documents)
-    made = {format_of(document) for document in documents}
+    made = {format_of(document) for document in documents}.union(made_here)
     if missing := [name for name in asked.formats if name not in made]:
         names = ", ".join(sorted(made))
         raise InputError(

@@ -14,7 +14,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,8 @@ class _Message:
 class PubSubDoor:
     """`with PubSubDoor(…)` subscribes. `source` may be a pattern (`images.*`), as with Waikato's.
 
-    `parse` reads prompts; `segmenter` is what `meta.segmenter` of an answer says beside the model's name. At most
-    `keep` messages and `keep_mib` of them wait here.
+    `parse` reads prompts; `formats` are those of the answers; `segmenter` is what `meta.segmenter` of an answer says
+    beside the model's name. At most `keep` messages and `keep_mib` of them wait here.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class PubSubDoor:
         keep: int = 100,
         keep_mib: int = 512,
         attempts: int = 3,
+        formats: Collection[str] = (),
         pulse: Pulse | None = None,
     ) -> None:
         self._link, self._source, self._target = link, source, target
         self._parse, self._segmenter, self._attempts = parse, dict(segmenter or {}), attempts
         self._keep, self._keep_bytes, self._pulse = keep, keep_mib << 20, pulse or Pulse()
+        self._formats = formats
         self._waiting: deque[_Message] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -191,7 +193,7 @@ class PubSubDoor:
     def deliver(self, job: Job, documents: Sequence[Document]) -> None:
         """Publish the answer. Trouble (an OSError) while Redis does not take it."""
         asked: messages.Asked = job.origin.asked
-        body = messages.prediction(asked, messages.wanted(asked, documents), self._segmenter)
+        body = messages.prediction(asked, messages.wanted(asked, documents, self._formats), self._segmenter)
         if len(body) > MAX_BYTES:
             remedy = "fewer objects or formats in one message, or a smaller picture"
             raise InputError(f"the answer has {len(body) >> 20} MiB, too much for Redis", remedy=remedy)

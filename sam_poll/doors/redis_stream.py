@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -71,6 +71,7 @@ class StreamDoor:
 
     `keep`: answered entries stay in the stream (for other groups on it). `max_answers`: beyond that the oldest answers
     are dropped, read or not; 0 keeps all. `lease_s` is the same for all workers of a group.
+    `formats` are those of the answers.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class StreamDoor:
         max_answers: int = 0,
         lease_s: float = 60.0,
         attempts: int = 3,
+        formats: Collection[str] = (),
         pulse: Pulse | None = None,
     ) -> None:
         self._link, self._names, self._parse = link, names, parse
         self._keep, self._max_answers, self._attempts = keep, max_answers, attempts
         self._lease_ms, self._pulse = int(lease_s * 1000), pulse or Pulse()
+        self._formats = formats
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         made = link.client.register_script
         self._finish_script, self._refresh_script = made(scripts.FINISH), made(scripts.REFRESH)
@@ -263,7 +266,7 @@ class StreamDoor:
     def deliver(self, job: Job, documents: Sequence[Document]) -> None:
         """Write the answer and acknowledge the entry, in one step."""
         entry: _Entry = job.origin
-        chosen = messages.wanted(entry.asked, documents)
+        chosen = messages.wanted(entry.asked, documents, self._formats)
         if (size := sum(len(document.body) for document in chosen)) > MAX_BYTES:
             remedy = "fewer objects or formats at once, or a smaller picture"
             raise InputError(f"the answer has {size >> 20} MiB, too much for Redis", remedy=remedy)
