@@ -82,13 +82,6 @@ class State:
         np.savez_compressed(body, numbers=done.numbers, scores=done.scores, areas=done.areas, counts=counts, **bands)
         write_whole(self.path(number), body.getvalue())
 
-    def tile(self, number: int) -> Done:
-        """A finished tile."""
-        with np.load(self.path(number), allow_pickle=False) as file:
-            bands = {name.removeprefix("band_"): file[name] for name in file.files if name.startswith("band_")}
-            valid, skipped = file["counts"].tolist()
-            return Done(file["numbers"], bands, file["scores"], file["areas"], valid, bool(skipped))
-
     def table(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, bool]:
         """Of a finished tile: scores, areas, valid pixels, whether it was skipped. Its labels are not read."""
         with np.load(self.path(number), allow_pickle=False) as file:
