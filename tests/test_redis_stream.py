@@ -414,10 +414,12 @@ def test_entries_sent_before_the_first_worker_count(server: Server) -> None:
         wait_until(lambda: server.ids() == ["early"])
 
 
-def test_a_name_that_is_no_stream_is_refused_at_the_start(server: Server) -> None:
-    server.client.set("sam:in", "a text")
-    with pytest.raises(SettingsError, match="WRONGTYPE"), stream_door(server):
+@pytest.mark.parametrize("name", ["sam:in", "sam:out", "sam:in:dead"])
+def test_a_name_that_is_no_stream_is_refused_at_the_start(server: Server, name: str) -> None:
+    server.client.set(name, "a text")
+    with pytest.raises(SettingsError, match="WRONGTYPE") as caught, stream_door(server):
         pass
+    assert name == "sam:in" or f"({name})" in caught.value.reason
 
 
 def test_a_server_that_is_not_there_is_told_at_the_start(server: Server) -> None:
@@ -448,10 +450,12 @@ def test_a_server_that_is_full_of_entries_is_emptied_by_answering_them(server: S
 
 
 def test_what_takes_no_answer_keeps_its_entry_on_a_full_server_too(server: Server) -> None:
-    server.client.rpush("sam:out", "of somebody else")
     filled(server, 1)
     with stream_door(server) as door:
         (job,) = take(door)
+        server.client.config_set("maxmemory", 0)
+        server.client.rpush("sam:out", "of somebody else")
+        server.client.config_set("maxmemory", 1_000_000)
         with pytest.raises(OSError, match="WRONGTYPE"):
             door.deliver(job, DOCUMENTS)
         assert (server.client.xlen("sam:in"), server.pending()) == (1, 1)

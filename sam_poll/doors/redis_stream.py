@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any, TypeAlias
 
 from loguru import logger
@@ -121,9 +122,18 @@ class StreamDoor:
 
     def __enter__(self) -> StreamDoor:
         """ShareError, SettingsError: the server is not there, or does not let us in; or the name is no stream's."""
-        self._link.prove(self._make_group)
+        self._link.prove(self._begin)
         self._keeper.start()
         return self
+
+    def _begin(self) -> None:
+        for name in (self._names.target, self._names.dead):  # told now, and not when the first answer is made
+            try:
+                self._link.ask(methodcaller("xlen", name))
+            except Trouble as error:
+                error.strerror = f"{error.strerror} ({name})"
+                raise
+        self._make_group()
 
     def __exit__(self, *exc: object) -> None:
         self._end.set()
