@@ -277,7 +277,7 @@ def test_a_caller_who_has_gone_takes_his_job_along_before_the_network_sees_it() 
 def test_one_who_waits_for_a_slot_of_the_pipeline_and_goes_is_never_handed_out() -> None:
     with held(pipeline__queue=1, pipeline__decode_threads=1, pipeline__finish_threads=1) as (there, opened):
         callers = [there.begin("/predict", json_body(n, **MASK)) for n in range(12)]
-        wait_until(lambda: there.door.inside == 12 and there.door.waiting >= 7)
+        wait_until(lambda: there.door.inside == 12 and there.door.waiting >= 7 and there.engine.calls["encode"])
         for caller in callers:
             caller.close()
         wait_until(lambda: there.door.inside == there.door.waiting == 0)
