@@ -197,8 +197,8 @@ def test_the_loop_answers_each_object_with_the_first_mask_at_full_size(tmp_path:
     (pair,) = pictures.Supply(tmp_path).pairs(subject, 1)
     loop = yardstick.Loop(DEMO_WEIGHTS.path, DEMO_WEIGHTS.config, "cpu")
     asked: list[np.ndarray] = []
-    predict = loop._predictor.predict
-    loop._predictor.predict = lambda **given: asked.append(predict(**given)[0]) or predict(**given)
+    predict = loop._official.predictor.predict
+    loop._official.predictor.predict = lambda **given: asked.append(predict(**given)[0]) or predict(**given)
     loop(pair.picture, pair.prompt, tmp_path)
     assert [masks.shape for masks in asked] == [(3, 240, 320)] * 2
     labels = cv2.imread(str(tmp_path / f"{pair.picture.stem}.png"), cv2.IMREAD_UNCHANGED)

@@ -27,7 +27,8 @@ class Official:
         weights = checkpoint.read(path)
         self.family = checkpoint.family_of(weights, str(path))
         self._device = torch.device(device)
-        self._predictor = (_sam1 if self.family == "sam1" else _sam2)(weights, str(path), config, self._device)
+        self.predictor = (_sam1 if self.family == "sam1" else _sam2)(weights, str(path), config, self._device)
+        """The library's own object."""
 
     @property
     def precision(self) -> str:
@@ -37,13 +38,14 @@ class Official:
     @torch.inference_mode()
     def __call__(self, pixels: Pixels, prompt: Prompt) -> tuple[npt.NDArray[np.bool_], float]:
         """The best mask of upright RGB (uint8, H×W×3) by predicted IoU: bool H×W, and that IoU."""
-        with self._autocast():
-            self._predictor.set_image(pixels)
-            masks, scores, _ = self._predictor.predict(**arguments(prompt))
+        with self.autocast():
+            self.predictor.set_image(pixels)
+            masks, scores, _ = self.predictor.predict(**arguments(prompt))
         best = int(np.argmax(scores))
         return masks[best] > 0, float(scores[best])
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision, as long as this is entered."""
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=getattr(torch, self.precision))
