@@ -17,7 +17,7 @@ from sam_poll import __version__, cluster_cli
 from sam_poll.cvat import commands as cvat_commands
 from sam_poll.doctor.command import doctor
 from sam_poll.errors import ExitCode, ShareError, UsageError
-from sam_poll.given import settings_of
+from sam_poll.given import Device, Formats, In, Log, LogLevel, Model, ModelCfg, ShareConfig, settings_of
 from sam_poll.mosaic.commands import mosaic
 from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
@@ -43,15 +43,6 @@ app.command()(redis)
 app.command()(doctor)
 app.add_typer(cluster_cli.app, name="cluster")
 
-Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
-In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]
-Model = Annotated[str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")]
-ModelCfg = Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")]
-Formats = Annotated[
-    list[str] | None, typer.Option("-f", "--format", help="mask, opex, overlay, cvat, coco, yolo; may be repeated.")
-]
-
 
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -65,14 +56,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def watch(
     source: In = None,
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder for the answers.")] = None,
-    config: Config = None,
+    config: ShareConfig = None,
     once: Annotated[bool, typer.Option("--once", help="Answer what is there, then exit.")] = False,
     model: Model = None,
     model_cfg: ModelCfg = None,
     device: Device = None,
     format: Formats = None,
-    log: Annotated[str | None, typer.Option("--log", help="auto, text or json.")] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = None,
+    log: Log = None,
+    log_level: LogLevel = None,
 ) -> ExitCode:
     """Watch a folder and answer every picture + prompt dropped into it. Ctrl-C stops after what is at work."""
     flags = {"output": output, "model": model, "model_cfg": model_cfg, "device": device, "formats": format}
@@ -94,7 +85,7 @@ def predict(
     everything: Annotated[bool, typer.Option("--everything", help="Segment all there is, without a prompt.")] = False,
     prompt: Annotated[Path | None, typer.Option("--prompt", help="A prompt file, for all the pictures.")] = None,
     label: Annotated[str, typer.Option("--label", help="The label of what --point and --box mark.")] = "object",
-    config: Config = None,
+    config: ShareConfig = None,
     model: Model = None,
     model_cfg: ModelCfg = None,
     device: Device = None,
@@ -174,7 +165,7 @@ def schema() -> None:
 @reports
 def status(
     source: In = None,
-    config: Config = None,
+    config: ShareConfig = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count what lies in the five folders, name what has waited longest, and the daemons at work with their alarms."""
@@ -219,7 +210,7 @@ def status(
 def retry(
     pattern: Annotated[str, typer.Argument(help="Which jobs, by their path below failed: `cam1/*`.")] = "*",
     source: Annotated[Path | None, typer.Option("--in", help="The input folder, if no settings file names it.")] = None,
-    config: Config = None,
+    config: ShareConfig = None,
 ) -> None:
     """Put failed jobs back into the input folder and drop their error files."""
     settings = settings_of(source, config)

@@ -12,28 +12,24 @@ from typing import Annotated
 import typer
 
 from sam_poll.errors import ExitCode
-from sam_poll.given import settings_of
+from sam_poll.given import Device, Formats, In, Log, LogLevel, Model, ModelCfg, ShareConfig, settings_of
 from sam_poll.reporting import reports
 
 app = typer.Typer(
     help="One folder, many machines: a watcher hands out, workers answer. See `docs/scale.md`.", no_args_is_help=True
 )
 
-In = Annotated[Path | None, typer.Argument(metavar="IN", help="Folder to drop pictures and prompts in.")]
 Url = Annotated[
     str | None, typer.Option("--url", help="redis://user:password@host:port/0, rediss:// for TLS, unix://.")
 ]
 UrlFile = Annotated[Path | None, typer.Option("--url-file", help="A file with the URL. Default: SAM_POLL_REDIS_URL.")]
-Config = Annotated[Path | None, typer.Option("-c", "--config", help="Settings file. Without IN: ./config.yaml.")]
-Log = Annotated[str | None, typer.Option("--log", help="auto, text or json.")]
-LogLevel = Annotated[str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")]
 
 
 @app.command()
 @reports
 def watch(
     source: In = None,
-    config: Config = None,
+    config: ShareConfig = None,
     url: Url = None,
     url_file: UrlFile = None,
     ahead: Annotated[
@@ -57,18 +53,13 @@ def watch(
 def worker(
     source: In = None,
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder for the answers.")] = None,
-    config: Config = None,
+    config: ShareConfig = None,
     url: Url = None,
     url_file: UrlFile = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--format", help="mask, opex, overlay, cvat, coco, yolo; may be repeated."),
-    ] = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    format: Formats = None,
     log: Log = None,
     log_level: LogLevel = None,
 ) -> ExitCode:

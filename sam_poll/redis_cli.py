@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sam_poll.errors import ExitCode, UsageError
+from sam_poll.given import Config, Device, Formats, Log, LogLevel, Model, ModelCfg
 from sam_poll.reporting import reports
 
 
@@ -34,18 +35,13 @@ def redis(
     max_answers: Annotated[
         int, typer.Option("--max-answers", min=0, help="Drop the oldest answers beyond so many; 0: never.")
     ] = 0,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file.")] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--format", help="mask, opex, overlay, cvat, coco, yolo; may be repeated."),
-    ] = None,
-    log: Annotated[str | None, typer.Option("--log", help="auto, text or json.")] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = None,
+    config: Config = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    format: Formats = None,
+    log: Log = None,
+    log_level: LogLevel = None,
 ) -> ExitCode:
     """Answer what is sent through Redis. Ctrl-C stops after what is at work."""
     from sam_poll import settings as settings_

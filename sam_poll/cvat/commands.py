@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sam_poll.errors import ExitCode
+from sam_poll.given import Config, Device, Model, ModelCfg
 from sam_poll.reporting import reports
 
 app = typer.Typer(help="The round trip with CVAT: prompts out of it, tasks and masks into it.", no_args_is_help=True)
@@ -110,12 +111,10 @@ def masks(
         bool, typer.Option("--again", help="Write what an earlier run has written, if it is not there any more.")
     ] = False,
     dry_run: DryRun = False,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file.")] = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    config: Config = None,
     host: Host = None,
     token_file: TokenFile = None,
     org: Org = None,

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sam_poll.errors import ExitCode, UsageError
+from sam_poll.given import Device, Model, ModelCfg
 from sam_poll.reporting import reports
 
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="With --compare: folder for both masks.")]
@@ -25,13 +26,9 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option("-c", "--config", help="Settings file. Default: ./config.yaml.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[
-        str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
     compare: Annotated[
         Path | None, typer.Option("--compare", help="A picture: the official predictor's mask of it beside ours.")
     ] = None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sam_poll.errors import UsageError
+from sam_poll.given import Device, Model, ModelCfg
 from sam_poll.reporting import reports
 
 if TYPE_CHECKING:
@@ -40,11 +41,9 @@ def mosaic(
     iou: Annotated[float, typer.Option("--iou", min=0, max=1, help="Least predicted IoU of a mask.")] = 0.8,
     stability: Annotated[float, typer.Option("--stability", min=0, max=1, help="Least stability of a mask.")] = 0.9,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file, for the model.")] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[str | None, typer.Option("--model-cfg", help="The model's yaml.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
     log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> None:
     """Segment a picture larger than memory, tile by tile, into one label raster and polygons.

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sam_poll.errors import ExitCode, SettingsError
+from sam_poll.given import Config, Device, Log, LogLevel, Model, ModelCfg
 from sam_poll.reporting import reports
 
 
@@ -24,16 +25,12 @@ def serve(
         Path | None,
         typer.Option("--token-file", help="File with the token that callers must send. Default: the environment."),
     ] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file.")] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", help="A catalogue name, a checkpoint's path, or `demo`.")
-    ] = None,
-    model_cfg: Annotated[
-        str | None, typer.Option("--model-cfg", help="The model's yaml, if the name does not tell.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0, mps.")] = None,
-    log: Annotated[str | None, typer.Option("--log", help="auto, text or json.")] = None,
-    log_level: Annotated[str | None, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = None,
+    config: Config = None,
+    model: Model = None,
+    model_cfg: ModelCfg = None,
+    device: Device = None,
+    log: Log = None,
+    log_level: LogLevel = None,
 ) -> ExitCode:
     """Answer HTTP requests: pictures and prompts, and what CVAT's functions are asked. Ctrl-C stops after what is at
     work."""
