@@ -297,7 +297,8 @@ def test_a_device_failure_answers_500_ends_the_process_and_answers_nobody_any_mo
 
 
 def test_the_process_ends_with_the_code_of_a_device_failure() -> None:
-    code = "import time, sam_poll.cvat.nuclio as n; n.END_AFTER_S = 0.01; n.end_process(); time.sleep(60)"
+    waits = "threading.Event().wait()"  # for ever: only being ended ends it
+    code = f"import threading, sam_poll.cvat.nuclio as n; n.END_AFTER_S = 0.01; n.end_process(); {waits}"
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, timeout=100)
     assert done.returncode == 70
 

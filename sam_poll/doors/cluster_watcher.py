@@ -210,10 +210,7 @@ class WatcherDoor(FolderDoor):
         try:
             super().__exit__(*exc)
         finally:
-            try:
-                self.line.close()
-            except OSError as error:
-                logger.debug("the connection is not closed: {}", error)
+            self.line.close()
 
     def run(self, stop: threading.Event) -> None:
         """Hand out until `stop` is set. What waits then goes on waiting: the workers do not need us to take it."""

@@ -65,10 +65,7 @@ class WorkerDoor(FolderDoor):
         try:
             super().__exit__(*exc)
         finally:
-            try:
-                self.line.close()
-            except OSError as error:
-                logger.debug("the connection is not closed: {}", error)
+            self.line.close()
 
     @property
     def last_scan(self) -> float:
