@@ -50,6 +50,7 @@ _REACH = 2  # pixels of the low resolution around an edge whose values matter wh
 _AROUND = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.uint8)
 
 Boxes = npt.NDArray[np.float64]  # N×4: x0, y0, x1, y1
+Points = list[tuple[float, float]]
 
 
 # ── on the device thread ──
@@ -61,14 +62,17 @@ def segment(
     asked: Everything,
     *,
     picture: Picture | None = None,
+    wanted: Callable[[float, float], bool] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> list[Candidate]:
     """The masks of all there is in an encoded picture, packed, the best predicted IoU first; `masks` unpacks them.
 
     On the device thread. `picture` is needed for `asked.crops`, whose crops are encoded here, one after another.
+    `wanted` says of a point of the grid, x and y in the picture's pixels, whether to click there; without it, on all.
     `between` is called before each call of the network; what it raises ends the work.
     """
-    found = _of_one(engine, embedding, asked, between)
+    clicks = _wanted(grid(asked.points_per_side, embedding.frame.size), (0, 0), wanted)
+    found = _of_one(engine, embedding, clicks, asked, between)
     if not asked.crops:
         return found
     if picture is None:
@@ -76,8 +80,11 @@ def segment(
     crops = crop_boxes(picture.size, asked.crops, _shrunk(picture))
     for x0, y0, x1, y1 in crops:
         between()
+        clicks = _wanted(grid(asked.points_per_side, Size(x1 - x0, y1 - y0)), (x0, y0), wanted)
+        if not clicks:
+            continue
         [embedding] = engine.encode([engine.prepare(_cut(picture, (x0, y0, x1, y1)))])
-        for candidate in _of_one(engine, embedding, asked, between):
+        for candidate in _of_one(engine, embedding, clicks, asked, between):
             if whole := _placed(candidate, (x0, y0, x1, y1), picture.size):
                 found.append(whole)
     # The smaller the crop, the more of the object has been seen: it wins, as in the libraries.
@@ -86,16 +93,23 @@ def segment(
     return sorted(kept, key=lambda candidate: -candidate.score)
 
 
-def grid(points_per_side: int, size: Size) -> list[tuple[float, float]]:
+def grid(points_per_side: int, size: Size) -> Points:
     """The centres of points_per_side² cells, row by row: x, y in pixels of a picture of `size`."""
     part = (np.arange(points_per_side) + 0.5) / points_per_side
     return [(x, y) for y in (part * size.height).tolist() for x in (part * size.width).tolist()]
 
 
-def _of_one(engine: Engine, embedding: Embedding, asked: Everything, between: Callable[[], None]) -> list[Candidate]:
-    """What is found in one encoded picture, the best first, no two of them with the same box."""
+def _wanted(points: Points, corner: tuple[int, int], wanted: Callable[[float, float], bool] | None) -> Points:
+    """Of a grid whose picture begins at `corner` of the whole one, the points to click on."""
+    left, top = corner
+    return points if wanted is None else [(x, y) for x, y in points if wanted(x + left, y + top)]
+
+
+def _of_one(
+    engine: Engine, embedding: Embedding, points: Points, asked: Everything, between: Callable[[], None]
+) -> list[Candidate]:
+    """What clicks on `points` find in one encoded picture, the best first, no two of them with the same box."""
     found: list[Candidate] = []
-    points = grid(asked.points_per_side, embedding.frame.size)
     while points:
         between()
         at_once = CPU_POINTS_A_CALL if engine.info.device == "cpu" else POINTS_A_CALL

@@ -8,29 +8,16 @@ What can still go wrong here: a mask with a higher predicted IoU takes pixels fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from sam_poll import everything
-from sam_poll.types import (
-    Bitmap,
-    Candidate,
-    Embedding,
-    Engine,
-    Everything,
-    Logits,
-    Mask,
-    ModelInfo,
-    Picture,
-    Pixels,
-    Prepared,
-    Prompt,
-    Size,
-)
+from sam_poll.types import Bitmap, Engine, Everything, Mask, Picture, Pixels, Size
 
 Numbers = npt.NDArray[np.uint16]
 
@@ -59,39 +46,6 @@ class Labelled:
     scores: npt.NDArray[np.float32]
 
 
-class _OnlyWhere:
-    """An engine that clicks only where `wanted` is set (bool H×W of the encoded picture)."""
-
-    def __init__(self, engine: Engine, wanted: Bitmap) -> None:
-        self._engine, self._wanted = engine, wanted
-
-    @property
-    def info(self) -> ModelInfo:
-        return self._engine.info
-
-    @property
-    def batch(self) -> int:
-        return self._engine.batch
-
-    def prepare(self, picture: Picture) -> Prepared:
-        return self._engine.prepare(picture)
-
-    def encode(self, pictures: Sequence[Prepared]) -> list[Embedding]:
-        return self._engine.encode(pictures)
-
-    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Logits]:
-        return self._engine.decode(embedding, prompts)
-
-    def candidates(
-        self, embedding: Embedding, points: Sequence[tuple[float, float]], *, iou: float, stability: float
-    ) -> list[Candidate]:
-        points = [(x, y) for x, y in points if self._wanted[int(y), int(x)]]
-        return self._engine.candidates(embedding, points, iou=iou, stability=stability) if points else []
-
-    def relieve_by(self, let_go: Callable[[], bool]) -> None:
-        self._engine.relieve_by(let_go)
-
-
 def labelled(engine: Engine, pixels: Pixels, valid: Bitmap, wish: Passes, core: tuple[slice, slice]) -> Labelled:
     """The objects of one window (uint8 H×W×3), numbered. Only `valid` pixels (bool H×W) are labelled; the coverage that
     ends the passes is that of the `core`. On the device thread."""
@@ -101,9 +55,10 @@ def labelled(engine: Engine, pixels: Pixels, valid: Bitmap, wish: Passes, core: 
     scores: list[float] = []
     asked, dense, before = wish.first, 1, 0.0
     for _ in range(wish.passes):
-        wanted = _OnlyWhere(engine, valid & (numbers == 0))
+        free = valid & (numbers == 0)
         pass_ = replace(asked, points_per_side=asked.points_per_side * dense)
-        found = everything.masks(everything.segment(wanted, embedding, pass_), pass_)
+        candidates = everything.segment(engine, embedding, pass_, wanted=partial(_set_at, free))
+        found = everything.masks(candidates, pass_)
         _paint(numbers, valid, scores, found, pass_.min_area)
         now = coverage(numbers[core], valid[core])
         if now >= wish.target_coverage:
@@ -121,6 +76,10 @@ def coverage(numbers: npt.NDArray[np.unsignedinteger], valid: Bitmap) -> float:
     """The part of the valid pixels that have a label; 1 where none is valid."""
     there = int(np.count_nonzero(valid))
     return int(np.count_nonzero(numbers)) / there if there else 1.0
+
+
+def _set_at(bitmap: Bitmap, x: float, y: float) -> bool:
+    return bool(bitmap[int(y), int(x)])
 
 
 def _relaxed(threshold: float) -> float:
