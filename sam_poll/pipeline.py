@@ -13,7 +13,6 @@ and its neighbours stay claimed and come back; each is then run alone (`Job.atte
 from __future__ import annotations
 
 import contextlib
-import errno
 import queue
 import threading
 import time
@@ -28,6 +27,7 @@ from loguru import logger
 from sam_poll import bytesof, everything, geometry, images, prompts
 from sam_poll.alarms import Alarms
 from sam_poll.embeddings import Embeddings
+from sam_poll.endings import Endings
 from sam_poll.errors import (
     DeviceError,
     InputError,
@@ -47,7 +47,6 @@ _IDLE_S = 1.0
 _SICK_S = 1.0
 _LONGEST_SICK_S = 30.0
 _SICK_READS = 3  # pictures in a row that cannot be read: it is the share, not the pictures
-_BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,6 @@ class Pipeline:
         self._fatal: DeviceError | None = None
         self._hurry = threading.Event()
         self._lock = threading.Lock()
-        self._unwritten: set[Task] = set()
         self._unread = self._coming = 0
         self._not_before = 0.0
 
@@ -113,7 +111,8 @@ class Pipeline:
             ThreadPoolExecutor(sizes.decode_threads, "decode") as self._decoders,
             ThreadPoolExecutor(sizes.finish_threads, "finish") as self._finishers,
         ):
-            self._door, self._slots, self._stop = door, slots, stop
+            self._door, self._slots = door, slots
+            self._ends = Endings(door, slots.release, self.stats, self._alarms, stop, self._hurry)
             device.start()
             try:
                 self._intake(door, stop)
@@ -151,7 +150,7 @@ class Pipeline:
                     self._decoders.submit(self._decode_next, task)
 
     def _is_sick(self) -> bool:
-        return bool(self._unwritten) or time.monotonic() < self._not_before
+        return self._ends.sick or time.monotonic() < self._not_before
 
     def _alone(self, task: Task, ending: Either) -> None:
         """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
@@ -160,7 +159,7 @@ class Pipeline:
         while others < self._depth - 1 and not ending.is_set():
             others += self._slots.acquire(timeout=_POLL_S)
             self._intake_pulse.beat()
-        stage = self._decode if others == self._depth - 1 else self._release  # to be run alone, or another time
+        stage = self._decode if others == self._depth - 1 else self._ends.release  # to be run alone, or another time
         self._decoders.submit(self._guarded, stage, task)
         while not (ended := self._slots.acquire(timeout=_POLL_S)) and not ending.is_set():
             self._intake_pulse.beat()
@@ -187,7 +186,7 @@ class Pipeline:
         if task.left:
             return
         if self._hurry.is_set() or self._fatal or task.unwanted:
-            self._release(task)
+            self._ends.release(task)
             return
         job = task.job
         try:
@@ -200,28 +199,28 @@ class Pipeline:
         try:
             stage(task)
         except Hurried:
-            self._release(task)
+            self._ends.release(task)
         except LostError as error:
-            self._lost(task, error)
+            self._ends.lost(task, error)
         except UnfinishedError as error:
             if error is task.job.fault:  # it has had its time
-                self._reject(task, error)
+                self._ends.reject(task, error)
                 return
-            self._give_back(task, partial(self._door.defer, task.job, error), error)
+            self._ends.give_back(task, partial(self._door.defer, task.job, error), error)
         except SamPollError as error:
-            self._reject(task, error)
+            self._ends.reject(task, error)
         except MemoryError:
             remedy = "a smaller picture, or fewer objects at once"
-            self._reject(task, InputError("not enough main memory for this job", remedy=remedy))
+            self._ends.reject(task, InputError("not enough main memory for this job", remedy=remedy))
         except OSError as error:
             # The surroundings are sick, not the job: it goes back and waits. One that has gone was taken over or away.
             if not isinstance(error, FileNotFoundError):
                 self._note_unread()
-            self._give_back(task, partial(self._door.release, task.job, error), error)
+            self._ends.give_back(task, partial(self._door.release, task.job, error), error)
         except Exception as error:  # noqa: BLE001  one job's surprise must not end the daemon
             logger.opt(exception=True).error("job {}: unexpected {}", shown(task.job.id), type(error).__name__)
             reason = f"unexpected {type(error).__name__}: {error}"
-            self._reject(task, UnforeseenError(reason, remedy="please report this with the log"))
+            self._ends.reject(task, UnforeseenError(reason, remedy="please report this with the log"))
 
     def _decode_next(self, task: Task) -> None:
         try:
@@ -389,7 +388,7 @@ class Pipeline:
         with timed(task, "formats"):
             documents = [document for name in chosen for document in self._formats[name](result)]
         with timed(task, "deliver"):
-            delivered = self._persist(lambda: self._door.deliver(task.job, documents), task)
+            delivered = self._ends.persist(lambda: self._door.deliver(task.job, documents), task)
         if not delivered:
             return
         task.timings["total"] = (time.monotonic() - task.started) * 1000
@@ -408,45 +407,7 @@ class Pipeline:
         self._fatal = error
         for task in tasks:
             task.left = True
-            self._gone(error.code)
-
-    # ── ends ──
-
-    def _reject(self, task: Task, error: SamPollError) -> None:
-        task.refused = True  # if that cannot be written either, it must wait
-        try:
-            if not self._persist(lambda: self._door.reject(task.job, error), task):
-                return
-        except Exception as failure:  # noqa: BLE001  nothing is lost: the inputs are still in work/
-            logger.opt(exception=True).critical("job {} cannot be rejected: {}", shown(task.job.id), failure)
-            self._gone(error.code)
-            return
-        logger.warning("job {} rejected: {}", shown(task.job.id), shown(error))
-        self.stats.rejected(task.job.id, error.code)
-        self._slots.release()
-
-    def _release(self, task: Task) -> None:
-        self._give_back(task, partial(self._door.release, task.job), None)
-
-    def _give_back(self, task: Task, give: Callable[[], None], why: Exception | None) -> None:
-        name = shown(task.job.id)
-        try:
-            give()
-            if why:
-                logger.warning("job {} goes back: {}", name, shown(why))
-        except LostError as error:
-            logger.warning("job {}: {}", name, error)
-        except OSError as error:
-            logger.warning("job {} stays in work/, to be taken over: {}", name, error)
-        self._gone(getattr(why, "code", ""))
-
-    def _lost(self, task: Task, error: LostError) -> None:
-        logger.warning("job {}: {}", shown(task.job.id), error)
-        self._gone(error.code)
-
-    def _gone(self, code: str = "") -> None:
-        self.stats.released(code)
-        self._slots.release()
+            self._ends.gone(error.code)
 
     def _note_unread(self) -> None:
         """After a few pictures in a row that cannot be read, the share is to blame: wait before taking more."""
@@ -454,47 +415,3 @@ class Pipeline:
         if self._unread >= _SICK_READS:
             pause = min(_SICK_S * 2 ** (self._unread - _SICK_READS), _LONGEST_SICK_S)
             self._not_before = time.monotonic() + pause
-
-    def _persist(self, act: Callable[[], None], task: Task) -> bool:
-        """Deliver or reject, again and again while the surroundings are sick. False: the job is over another way."""
-        pause = 0.5
-        try:
-            while True:
-                try:
-                    act()
-                    return True
-                except OSError as error:
-                    if error.errno in _BAD_NAME and not task.refused:
-                        task.refused = True
-                        reason = f"its outputs cannot be written: {error.strerror}"
-                        raise InputError(
-                            reason, place=shown(error.filename2 or error.filename or task.job.id), remedy="another name"
-                        ) from error
-                    if self._hurry.is_set() or self._stop.is_set():
-                        self._release(task)
-                        return False
-                    self._note_unwritten(task, error)
-                self._stop.wait(pause)
-                pause = min(pause * 2, _LONGEST_SICK_S)
-        except LostError as error:
-            self._lost(task, error)
-            return False
-        finally:
-            self._note_written(task)
-
-    def _note_unwritten(self, task: Task, error: OSError) -> None:
-        with self._lock:
-            self._unwritten.add(task)
-            waiting = len(self._unwritten)
-        # Without the file's name, which differs from job to job: one trouble, one alarm.
-        self._alarms.raise_(
-            "output", f"answers cannot be put away ({error.strerror or error}); they are kept and tried again"
-        )
-        logger.debug("job {} cannot be put away ({}); {} wait", shown(task.job.id), error, waiting)
-
-    def _note_written(self, task: Task) -> None:
-        with self._lock:
-            self._unwritten.discard(task)
-            over = not self._unwritten
-        if over:
-            self._alarms.clear("output")

@@ -22,6 +22,7 @@ import pytest
 from loguru import logger
 
 from sam_poll import formats
+from sam_poll.alarms import Alarms
 from sam_poll.doors.claims import listing
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.layout import Layout
@@ -105,17 +106,18 @@ class Share:
         return pipeline.stats.now()
 
 
-def make_pipeline(engine: Any = None, **sizes: Any) -> Pipeline:
+def make_pipeline(engine: Any = None, alarms: Alarms | None = None, **sizes: Any) -> Pipeline:
     """A pipeline that writes mask PNGs, over the fake engine unless another is given."""
-    return Pipeline(engine or FakeEngine(), formats.load(["mask"], formats.FormatOptions()), sizes=Sizes(**sizes))
+    chosen = formats.load(["mask"], formats.FormatOptions())
+    return Pipeline(engine or FakeEngine(), chosen, sizes=Sizes(**sizes), alarms=alarms)
 
 
 class Daemon:
     """A watching door and pipeline in a thread of this process."""
 
-    def __init__(self, share: Share, engine: Any = None, **manners: Any) -> None:
+    def __init__(self, share: Share, engine: Any = None, alarms: Alarms | None = None, **manners: Any) -> None:
         self.stop = threading.Event()
-        self.pipeline = make_pipeline(engine)
+        self.pipeline = make_pipeline(engine, alarms=alarms)
         self.door = FolderDoor(share.layout, Manners(**manners))
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="daemon")

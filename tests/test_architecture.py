@@ -26,7 +26,7 @@ LEVELS = [
         "sam_poll.embeddings",
     },
     {"sam_poll.images", "sam_poll.prompts", "sam_poll.bytesof", "sam_poll.tasks", "sam_poll.everything"},
-    {"sam_poll.annotations"},
+    {"sam_poll.annotations", "sam_poll.endings"},
     {"sam_poll.engines", "sam_poll.formats", "sam_poll.pipeline", "sam_poll.doors"},
     {"sam_poll.setting_kinds", "sam_poll.member", "sam_poll.predictor"},
     {"sam_poll.settings", "sam_poll.console", "sam_poll.health", "sam_poll.fleet"},

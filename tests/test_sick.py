@@ -568,8 +568,7 @@ def test_on_a_full_disk_no_further_jobs_are_claimed_and_all_go_on_when_there_is_
     alarms = Alarms()
     for n in range(40):
         share.pair(f"dog{n:02}", seed=n)
-    with Daemon(share, quiet_s=0.0, rescan_s=0.02) as daemon:
-        daemon.pipeline._alarms = alarms
+    with Daemon(share, alarms=alarms, quiet_s=0.0, rescan_s=0.02) as daemon:
         wait_until(lambda: "output" in alarms)
         wait_until(lambda: len(tries) > 4)
         claimed = len(share.at_work())
