@@ -126,7 +126,7 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
     from sam_poll.mosaic.labels import tables
     from sam_poll.mosaic.passes import Passes
     from sam_poll.mosaic.run import Wish, mosaic
-    from sam_poll.mosaic.state import State
+    from sam_poll.mosaic.state import FOLDER, State
     from sam_poll.mosaic.tiles import Area, Cut
     from sam_poll.types import Everything, Size
     from tools import mosaics
@@ -137,7 +137,8 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
 
     def on_step(step: Any) -> None:
         if (step.stage, step.done) == ("seams", 0):
-            state = State(output)
+            folder = output / FOLDER
+            state = State(folder, json.loads((folder / "job.json").read_text()))
             known = tables(state, cut)
             for tile in cut:
                 before[tile.core.within(Area(0, 0, *cut.size))] = known.of(state.numbers(tile.number), tile.number)

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ from typer.testing import CliRunner
 
 from sam_poll.cli import app
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import PictureError, ShareError, UsageError
-from sam_poll.mosaic import passes, run, seams
+from sam_poll.errors import PictureError, UsageError
+from sam_poll.mosaic import passes, run, seams, work
 from sam_poll.mosaic.passes import Labelled, Passes
 from sam_poll.mosaic.run import Step, Wish, mosaic
 from sam_poll.mosaic.source import opened
-from sam_poll.mosaic.state import FOLDER, State
+from sam_poll.mosaic.state import FOLDER, Done, State
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Candidate, Embedding, Everything, Size
 from tests.conftest import wait_until
@@ -90,7 +92,7 @@ class Eyes:
 @pytest.fixture
 def eyes(monkeypatch: pytest.MonkeyPatch) -> Eyes:
     made = Eyes()
-    monkeypatch.setattr(run, "labelled", made)
+    monkeypatch.setattr(work, "labelled", made)
     return made
 
 
@@ -203,7 +205,7 @@ def test_what_was_cut_is_whole_again(tmp_path_factory: Any, seed: int, width: in
     folder = tmp_path_factory.mktemp("whole")
     mosaics.write(folder / "a.tif", shown(truth))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "labelled", Eyes())
+        patch.setattr(work, "labelled", Eyes())
         stats = mosaic(folder / "a.tif", folder / "out", WISH, FakeEngine)
     labels = mosaics.read(folder / "out" / run.RASTER)
     assert same_up_to_names(labels, truth)
@@ -367,7 +369,7 @@ def test_killed_while_clearing_up_it_is_finished_all_the_same(
     def killed(self: State) -> None:
         if left == "some":
             (self.folder / "job.json").unlink()
-            next(self.folder.glob("*.npz")).unlink()
+            next(self.folder.rglob("*.npz")).unlink()
         raise StoppedError
 
     with monkeypatch.context() as patch:
@@ -386,17 +388,80 @@ def test_an_unfinished_mosaic_of_another_kind_is_refused_and_left_alone(picture:
         mosaic(picture, out, WISH, FakeEngine, stopping_at(3))
     with pytest.raises(UsageError, match="padding differ"):
         mosaic(picture, out, Wish(128, 16, WISH.passes, "fake"), FakeEngine)
-    assert State(out).has(2)
+    mosaic(picture, out, WISH, FakeEngine)
+    assert eyes.windows == 12
 
 
-def test_two_runs_into_one_folder_are_refused(picture: Path, eyes: Eyes) -> None:
+def test_who_begins_the_same_mosaic_meanwhile_takes_tiles_of_it_and_ends_with_the_same(
+    picture: Path, eyes: Eyes
+) -> None:
+    expected = mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
+    alone, out = eyes.windows, picture.parent / "out"
+    fresh: list[set[int]] = [set(), set(), set()]
+    all_here = threading.Barrier(3)
+
+    def hand(own: set[int]) -> dict[str, Any]:
+        met = False
+
+        def on_step(step: Step) -> None:
+            nonlocal met
+            if step.stage == "tiles" and step.fresh:
+                own.add(step.done)
+                if not met:
+                    met = True
+                    all_here.wait(30)
+
+        return mosaic(picture, out, WISH, FakeEngine, on_step)
+
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(hand, fresh))
+    assert made == [expected] * 3
+    assert eyes.windows == 2 * alone, "a tile was made twice, or not at all"
+    assert all(fresh)
+    assert files(out) == files(picture.parent / "alone")
+    assert not (out / FOLDER).exists()
+
+
+def test_a_tile_whose_holder_hangs_is_made_by_who_waits_and_the_first_one_stays(
+    picture: Path, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
+    with opened(picture) as source:
+        hangs = work.Work(source, picture, WISH, picture.parent / "out" / FOLDER, lambda _: None)
+        with hangs.state.held(5) as ours:
+            assert ours
+            other = work.Work(source, picture, WISH, picture.parent / "out" / FOLDER, lambda _: None)
+            while (taken := other.take(FakeEngine)) is work.Taken.TILE:
+                pass
+            assert taken is work.Taken.WAIT
+            assert other.take(FakeEngine) is work.Taken.WAIT
+            monkeypatch.setattr(work, "LONG_S", 0.0)
+            monkeypatch.setattr(work, "LONG", 0)
+            assert mosaic(picture, picture.parent / "out", WISH, FakeEngine) == expected
+            with pytest.raises(FileNotFoundError):
+                hangs.take(FakeEngine)
+    assert files(picture.parent / "out") == files(picture.parent / "alone")
+
+
+def test_of_a_tile_that_was_made_twice_the_first_stays(tmp_path: Path) -> None:
+    state = State(tmp_path / FOLDER, {})
+    for label in (1, 2):
+        numbers = np.full((4, 4), label, np.uint16)
+        state.keep(3, Done(numbers, {}, np.zeros(2, np.float32), np.zeros(2, np.int64), 16, skipped=False))
+    assert state.numbers(3)[0, 0] == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_hand_that_is_lent_takes_tiles_and_leaves_the_rest_to_others(picture: Path, eyes: Eyes) -> None:
     out = picture.parent / "out"
-
-    def again(_: Step) -> None:
-        with pytest.raises(ShareError, match="another run"):
-            mosaic(picture, out, WISH, FakeEngine)
-
-    mosaic(picture, out, WISH, FakeEngine, again)
+    run.lend_a_hand(picture, out, WISH, FakeEngine)
+    assert eyes.windows == 12
+    assert not (out / run.RASTER).exists()
+    mosaic(picture, out, WISH, FakeEngine)
+    assert eyes.windows == 12
+    run.lend_a_hand(picture, out, WISH, FakeEngine)
+    assert eyes.windows == 12
+    assert not (out / FOLDER).exists()
 
 
 def test_killed_between_tiles_the_command_goes_on(tmp_path: Path) -> None:
@@ -410,11 +475,11 @@ def test_killed_between_tiles_the_command_goes_on(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(command("killed"), env=env)
     try:
-        wait_until(lambda: len(list((tmp_path / "killed").glob(f"{FOLDER}/*.npz"))) >= 3, 60)
+        wait_until(lambda: len(list((tmp_path / "killed").glob(f"{FOLDER}/*/*.npz"))) >= 3, 60)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = len(list((tmp_path / "killed").glob(f"{FOLDER}/*.npz")))
+    done = len(list((tmp_path / "killed").glob(f"{FOLDER}/*/*.npz")))
     assert 3 <= done < 64, "it was killed too late to say anything"
     for out in ("killed", "whole"):
         assert CliRunner().invoke(app, command(out)[3:]).exit_code == 0

@@ -1,14 +1,25 @@
 """What is done of a mosaic, on disk: one file a tile, written whole. Started again, the work goes on behind the last.
 
+Several may work on one mosaic, on this machine or on others that see the folder. A tile is held by a lock, which ends
+with its holder however that ends. It says who works on what and is no fence: a tile made twice is kept once, and the
+first one stands.
+
 What can still go wrong here: a picture changed without its length and time of change cannot be told from the old one.
+Where a share has no locks tiles are made by each, and two that finish at once may get into each other's way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import hashlib
 import io
 import json
+import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam_poll.errors import ShareError, UsageError
-from sam_poll.fs import write_whole
+from sam_poll.errors import UsageError
+from sam_poll.fs import TEMP_PREFIX, move_new, write_synced, write_whole
 from sam_poll.mosaic.passes import Numbers
 
 FOLDER = ".sam_poll-mosaic"
-_JOB, _LOCK = "job.json", "lock"
+POLL_S = 0.1
+_JOB = "job.json"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,47 +53,79 @@ class Done:
 
 
 class State:
-    """The folder of finished tiles, and of outputs that are being made."""
+    """The finished tiles of one mosaic, and its outputs while they are made, in a folder made for it.
 
-    def __init__(self, output: Path) -> None:
-        self.folder = output / FOLDER
+    `job` is what the tiles depend on, as JSON has it. UsageError where an unfinished one of another kind lies there.
+    """
+
+    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+        self.folder = folder
+        text = json.dumps(job, indent=2, sort_keys=True)
+        # Of its own for each kind, so that who comes late with a tile of another kind does no harm.
+        self._tiles = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        while True:
+            self._tiles.mkdir(parents=True, exist_ok=True)
+            # not there: cleared just now by who has finished it
+            with contextlib.suppress(FileNotFoundError), self.held("begin") as ours:
+                if ours:
+                    self._agree(job, text)
+                    return
+            time.sleep(POLL_S)
+
+    def _agree(self, job: Mapping[str, Any], text: str) -> None:
+        path = self.folder / _JOB
+        if not path.is_file():
+            write_whole(path, text.encode())
+        elif (left := json.loads(path.read_text())) != job:
+            shutil.rmtree(self._tiles)
+            changed = ", ".join(sorted(key for key in {*left, *job} if left.get(key) != job.get(key)))
+            raise UsageError(
+                f"an unfinished mosaic of another kind lies here ({changed} differ)",
+                place=str(self.folder.parent),
+                remedy=f"take another folder, go on with what it was begun with, or remove {self.folder}",
+            )
 
     @contextmanager
-    def held(self, job: Mapping[str, Any]) -> Iterator[None]:
-        """Ours alone, made for `job`. UsageError where another job has been left here; ShareError where one runs."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / _LOCK).open("w") as lock:
+    def held(self, name: str | int) -> Iterator[bool]:
+        """Whether a name, or a tile, is ours alone until the end of the `with`. FileNotFoundError: all has been cleared
+        away."""
+        path = self._tiles / f"tile-{name:05d}.lock" if isinstance(name, int) else self.folder / f"{name}.lock"
+        with path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ShareError("another run is writing here", place=str(self.folder.parent)) from None
-            path = self.folder / _JOB
-            if path.is_file() and (left := json.loads(path.read_text())) != job:
-                changed = ", ".join(sorted(key for key in {*left, *job} if left.get(key) != job.get(key)))
-                raise UsageError(
-                    f"an unfinished mosaic of another kind lies here ({changed} differ)",
-                    place=str(self.folder.parent),
-                    remedy=f"take another folder, go on with what it was begun with, or remove {self.folder}",
-                )
-            if not path.is_file():
-                for tile in self.folder.glob("*.npz"):  # what is left of a finished one, killed while it was cleared
-                    tile.unlink()
-                write_whole(path, json.dumps(job, indent=2).encode())
-            yield
+                yield False
+                return
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if not os.path.samestat(path.stat(), os.fstat(lock.fileno())):  # of a folder that has been made anew
+                raise FileNotFoundError(errno.ENOENT, "cleared away meanwhile", str(path))
+            yield True
 
     def path(self, number: int) -> Path:
-        return self.folder / f"tile-{number:05d}.npz"
+        return self._tiles / f"tile-{number:05d}.npz"
 
     def has(self, number: int) -> bool:
         return self.path(number).is_file()
 
     def keep(self, number: int, done: Done) -> None:
-        """Write a finished tile, so that it is there whole or not at all. OSError."""
+        """Write a finished tile, so that it is there whole or not at all; the first one of a number stays. OSError;
+        FileNotFoundError as `held`."""
         body = io.BytesIO()
         bands: dict[str, Any] = {f"band_{side}": band for side, band in done.bands.items()}
         counts = np.array([done.valid, done.skipped], np.int64)
         np.savez_compressed(body, numbers=done.numbers, scores=done.scores, areas=done.areas, counts=counts, **bands)
-        write_whole(self.path(number), body.getvalue())
+        temporary = self._tiles / f"{TEMP_PREFIX}{uuid.uuid4().hex}.tmp"
+        try:
+            write_synced(temporary, body.getvalue())
+            move_new(temporary, self.path(number))
+        except FileExistsError:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def table(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, bool]:
         """Of a finished tile: scores, areas, valid pixels, whether it was skipped. Its labels are not read."""
@@ -101,4 +146,14 @@ class State:
     def clear(self) -> None:
         """Everything is done: the name of the job goes first, so that what may be left counts for nothing."""
         (self.folder / _JOB).unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # not an error: somebody's late tile may come in between
+
+
+def clear_after(folder: Path, job: Mapping[str, Any]) -> None:
+    """Remove what is left of a mosaic that is finished, unless another one has been begun there."""
+    try:
+        left = json.loads((folder / _JOB).read_text())
+    except FileNotFoundError:
+        left = job
+    if left == job:
+        shutil.rmtree(folder, ignore_errors=True)
