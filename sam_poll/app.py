@@ -347,13 +347,18 @@ def posts_of(
     settings: Settings, names: Sequence[str], *, model_type: str | None = None, menu: Menu = formats_of
 ) -> list[Post]:
     """A process for each device. Those on the CPU share its cores."""
-    share = max(1, cores_here() // len(names))
-    env = dict(os.environ)
-    if "cpu" in names:
-        env.setdefault("OMP_NUM_THREADS", str(share))
+    share, env = max(1, cores_here() // len(names)), env_of(names)
     return [
         Post(name, partial(equip, settings, name, model_type, share, menu), env, settings.log_level) for name in names
     ]
+
+
+def env_of(names: Sequence[str]) -> dict[str, str]:
+    """The environment of each process of several, one for each device."""
+    env = dict(os.environ)
+    if "cpu" in names:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, cores_here() // len(names))))
+    return env
 
 
 def equip(settings: Settings, device: str, model_type: str | None, cores: int, menu: Menu = formats_of) -> Equipment:

@@ -316,3 +316,17 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         resolve("sam3", env={})
     with pytest.raises(ModelError, match="to download"):
         catalog.download("demo")
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_its_name_alone(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "mine.pt"
+    names = []
+    for value in (1.0, 2.0):
+        torch.save({"a": torch.full((1000,), value)}, path)
+        names.append(catalog.identity(catalog.resolve(str(path))))
+    assert names[0] != names[1]
+    assert all(name.startswith("mine@") for name in names)
+    assert catalog.identity(catalog.resolve("sam2.1_hiera_tiny")) == "sam2.1_hiera_tiny@7402e0d864fa8270"
+    assert catalog.identity(catalog.resolve("fake")) == "fake"

@@ -4,7 +4,7 @@ Importing this package does not import torch; `load` does, so that `sam-poll --h
 wrong here: everything that can go wrong with a checkpoint, a config and a device; `load` says which.
 """
 
-from sam_poll.engines.catalog import ModelSpec, resolve
+from sam_poll.engines.catalog import ModelSpec, identity, resolve
 from sam_poll.engines.loader import load
 
-__all__ = ["ModelSpec", "load", "resolve"]
+__all__ = ["ModelSpec", "identity", "load", "resolve"]

@@ -6,6 +6,7 @@ still go wrong here: the publisher moves a file (404), or the disk under the cac
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ _ALL = (
     ),
     _sam2("2.1", "large", "l", "092824", 898083611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
 )
+_END = 1 << 20  # bytes at the end of a file that hold the whole directory of a checkpoint
 MODELS: dict[str, Model] = {model.name: model for model in _ALL}
 
 
@@ -127,6 +129,21 @@ def resolve(
     raise ModelError(
         f"there is no model `{model}`", remedy=f"use one of {', '.join(['demo', *MODELS])}, or a checkpoint's path"
     )
+
+
+def identity(spec: ModelSpec) -> str:
+    """A model's name with a number that changes with its weights.
+
+    Where no hash is known it is made from the file's length and end: a file of PyTorch's ends with a checksum of each
+    tensor.
+    """
+    number = spec.sha256
+    if number is None and spec.checkpoint and spec.checkpoint.is_file():
+        with spec.checkpoint.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - _END))
+            number = hashlib.sha256(f"{length} ".encode() + file.read()).hexdigest()
+    return f"{spec.name}@{number[:16]}" if number else spec.name
 
 
 def cache_dir(env: Mapping[str, str] | None = None) -> Path:

@@ -6,8 +6,10 @@ own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,17 +46,22 @@ def mosaic(
     model: Model = None,
     model_cfg: ModelCfg = None,
     device: Device = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="Several, `cuda:0,cuda:1`, that take tiles side by side; auto: all.")
+    ] = None,
     log_level: Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> None:
     """Segment a picture larger than memory, tile by tile, into one label raster and polygons.
 
-    Killed and started again with the same flags, it goes on behind the last finished tile.
+    Killed and started again with the same flags, it goes on behind the last finished tile. Started a second time while
+    it runs, here or on another machine, both take tiles.
     """
     _check(tile, padding)
-    from sam_poll import console, settings
+    from sam_poll import app, console, engines, settings
     from sam_poll.types import Everything
 
     try:
+        from sam_poll.mosaic.crew import Hand, crew
         from sam_poll.mosaic.passes import Passes
         from sam_poll.mosaic.run import Wish
         from sam_poll.mosaic.run import mosaic as run
@@ -63,20 +70,21 @@ def mosaic(
             f"{error.name} is not installed", remedy="install the extra `geo`: pip install 'sam_poll[geo]'"
         ) from None
     console.set_up_log("text", log_level.upper())
+    several = devices and [name.strip() for name in devices.split(",")]
     flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}
+    flags["devices"] = devices if several == ["auto"] else several
     chosen = settings.load(config, flags={key: value for key, value in flags.items() if value is not None})
     first = Everything(points_per_side=points_per_side, min_area=min_area, iou=iou, stability=stability)
-    wish = Wish(tile, padding, Passes(first, passes, target_coverage), str(chosen.model))
-
-    def engine() -> Any:
-        from sam_poll.app import engine_of
-
-        return engine_of(chosen)
-
-    with _shown() as on_step:
-        stats = run(picture, output, wish, engine, on_step)
-    objects = console.count(stats["labels"], "object")
-    typer.echo(f"{objects} on {stats['coverage']:.1%} of {console.count(stats['tiles'], 'tile')}, written to {output}")
+    name = engines.identity(engines.resolve(chosen.model, config=chosen.model_cfg))
+    wish = Wish(tile, padding, Passes(first, passes, target_coverage), name)
+    names = app.devices_of(chosen)
+    env = app.env_of(names)
+    os.environ.update(env)  # this process is one of them
+    hands = [Hand(name, picture, output, wish, partial(app.engine_of, chosen, device=name)) for name in names[1:]]
+    with crew(hands, env), _shown() as on_step:
+        stats = run(picture, output, wish, partial(app.engine_of, chosen, device=names[0]), on_step)
+    objects, tiles = console.count(stats["labels"], "object"), console.count(stats["tiles"], "tile")
+    typer.echo(f"{objects} in {tiles}, {stats['coverage']:.1%} of the picture covered, written to {output}")
 
 
 def _check(tile: int, padding: int) -> None:
@@ -121,7 +129,10 @@ def _shown() -> Iterator[OnStep]:
                 progress.reset(tasks[step.stage], total=step.total, completed=step.done, coverage=step.coverage)
             else:
                 progress.update(tasks[step.stage], completed=step.done, coverage=step.coverage)
-            if step.done * 10 // step.total != (step.done - 1) * 10 // step.total:
+            if step.stage != "tiles":
+                if not step.done:
+                    logger.info("{} …", STAGES[step.stage])
+            elif step.done * 10 // step.total != (step.done - 1) * 10 // step.total:
                 logger.info("{}: {} of {} tiles, {:.1%} covered", *_told(step))
 
         yield on_step

@@ -1,0 +1,115 @@
+"""Several processes make one mosaic: each takes tiles, none is needed, and none outlives the first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loguru import logger
+from typer.testing import CliRunner
+
+from sam_poll.cli import app
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import ModelError
+from sam_poll.mosaic import run
+from sam_poll.mosaic.crew import Hand, crew
+from sam_poll.mosaic.passes import Passes
+from sam_poll.mosaic.state import FOLDER
+from sam_poll.mosaic.work import Wish
+from sam_poll.types import Everything
+from tests.conftest import wait_until
+from tools import mosaics
+
+WISH = Wish(64, 16, Passes(Everything(points_per_side=4, min_area=20, iou=0.5, stability=0.5)), "fake")
+FLAGS = ["--tile", "64", "--padding", "16", "-m", "fake", "--stability", "0.5", "--points-per-side", "4"]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    mosaics.write(tmp_path / "a.tif", np.random.default_rng(1).integers(0, 255, (400, 400, 3), np.uint8))
+    return tmp_path / "a.tif"
+
+
+def no_network() -> FakeEngine:
+    raise ModelError("its weights are gone", remedy="bring them back")
+
+
+def env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(str(message)), level="WARNING")
+    try:
+        yield said
+    finally:
+        logger.remove(sink)
+
+
+def tiles(output: Path) -> int:
+    return len(list((output / FOLDER).glob("*/*.npz")))
+
+
+def test_a_hands_process_takes_the_tiles_that_are_left(picture: Path) -> None:
+    out = picture.parent / "out"
+    with warnings() as said, crew([Hand("cpu", picture, out, WISH, FakeEngine)], env()):
+        wait_until(lambda: tiles(out) == 49, 60)
+    expected = run.mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
+    assert run.mosaic(picture, out, WISH, no_network) == expected, "a tile was left, or made otherwise"
+    assert (out / run.RASTER).read_bytes() == (picture.parent / "alone" / run.RASTER).read_bytes()
+    assert not said
+
+
+def test_a_process_that_cannot_work_is_said_and_the_others_do_its_tiles(picture: Path) -> None:
+    with warnings() as said, crew([Hand("cuda:1", picture, picture.parent / "out", WISH, no_network)], env()):
+        wait_until(lambda: said, 60)
+        assert run.mosaic(picture, picture.parent / "out", WISH, FakeEngine)["tiles"] == 49
+    [line] = said
+    assert "cuda:1" in line
+    assert "its weights are gone (bring them back)" in line
+    assert "the others do its tiles" in line
+
+
+def test_with_several_devices_the_command_gives_what_one_gives(picture: Path) -> None:
+    for name, devices in (("one", "cpu"), ("two", "cpu, cpu")):
+        words = ["mosaic", str(picture), "-o", str(picture.parent / name), *FLAGS, "--devices", devices]
+        assert CliRunner().invoke(app, words, env=env()).exit_code == 0
+    assert (picture.parent / "one" / run.RASTER).read_bytes() == (picture.parent / "two" / run.RASTER).read_bytes()
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has just ended
+            continue
+        if int(words[1]) == parent:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_first(picture: Path, blow: signal.Signals) -> None:
+    mosaics.write(picture, np.random.default_rng(1).integers(0, 255, (3000, 3000, 3), np.uint8))
+    out = picture.parent / "out"
+    words = [sys.executable, "-m", "sam_poll", "mosaic", str(picture), "-o", str(out), *FLAGS, "--devices", "cpu,cpu"]
+    first = subprocess.Popen(words, env=env(), start_new_session=True)
+    try:
+        wait_until(lambda: tiles(out) >= 3 and children(first.pid), 60)
+        others = children(first.pid)
+        first.send_signal(blow)
+        first.wait(60)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in others), 60)
+    finally:
+        first.kill()
+    assert tiles(out) < 2209
