@@ -2,13 +2,16 @@
 
 Tables hold a few numbers a label; pixels are held for one tile and a line of its neighbours at a time.
 
+GDAL tells nobody what it could not write as it closed a file, so labels.tif is read back before it counts.
+
 What can still go wrong here: what is below the least area altogether and touches no other object is left out.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,16 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from sam_poll.mosaic.seams import Joined, Labels, matches
+from sam_poll.mosaic.passes import Numbers
+from sam_poll.mosaic.seams import Joined, Labels, around, matches
 from sam_poll.mosaic.source import Source
 from sam_poll.mosaic.state import State
-from sam_poll.mosaic.tiles import Cut
+from sam_poll.mosaic.tiles import Area, Cut
 
 Between = Callable[[int], None]  # called with each tile's number before work on it
-BLOCKS = (512, 256, 128, 64, 32, 16)  # sides of the file's blocks, the first that divides the tiles
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+BLOCKS = range(512, 0, -16)  # sides that the file's blocks may have; it is the first that divides the tiles
+MAKE_ROOM = "make room on the disk and start it again: finished tiles are kept"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,22 +79,49 @@ def tables(state: State, cut: Cut) -> Tables:
 
 
 def joined(state: State, cut: Cut, known: Tables, between: Between) -> tuple[Joined, int]:
-    """The labels that are one object across a seam, and how many joins there were."""
+    """The labels that are one object across a seam or a corner, and how many joins there were."""
     sets, joins = Joined(len(known.scores)), 0
     for number in range(len(cut)):
         between(number)
-        for other, side, opposite in ((cut.right(number), "right", "left"), (cut.below(number), "bottom", "top")):
-            if other is None:
-                continue
-            one = known.of(state.bands(number, side)[side], number)
-            two = known.of(state.bands(other, opposite)[opposite], other)
-            area, core = cut.bands(number)[side], cut[number].core
-            if side == "right":
-                pairs = matches(one, two, core.x1 - area.x0)
-            else:
-                pairs = matches(one.T, two.T, core.y1 - area.y0)
-            joins += sum([sets.join(a, b) for a, b in pairs])
+        for (one, a), (other, b) in _same(state, cut, number):
+            joins += sets.join(int(known.first[one]) + a - 1, int(known.first[other]) + b - 1)
     return sets, joins
+
+
+def _same(state: State, cut: Cut, number: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """What is one object of a tile and those to the right and below: tile and number of the one, and of the other."""
+    right, below = cut.right(number), cut.below(number)
+    if right is not None:
+        [one], [other] = state.bands(number, "right").values(), state.bands(right, "left").values()
+        for a, b in matches(one, other, cut[number].core.x1 - cut.bands(number)["right"].x0):
+            yield (number, a), (right, b)
+    if below is not None:
+        [one], [other] = state.bands(number, "bottom").values(), state.bands(below, "top").values()
+        for a, b in matches(one.T, other.T, cut[number].core.y1 - cut.bands(number)["bottom"].y0):
+            yield (number, a), (below, b)
+    if right is None or below is None:
+        return
+    # the corner of each of the four, as the two beside it see it
+    across = right + cut.columns
+    sides = {number: ("right", "bottom"), right: ("left", "bottom"), below: ("right", "top"), across: ("left", "top")}
+    beside = {number: (right, below), right: (number, across), below: (across, number), across: (below, right)}
+    for tile, (aside, updown) in sides.items():
+        one, other = (
+            _corner(state.bands(seer, OPPOSITE[side])[OPPOSITE[side]], cut, tile, side, (aside, updown))
+            for seer, side in zip(beside[tile], (aside, updown), strict=True)
+        )
+        for a, b in around(one, other):
+            yield (beside[tile][0], a), (beside[tile][1], b)
+
+
+def _corner(band: Numbers, cut: Cut, tile: int, side: str, sides: tuple[str, str]) -> Numbers:
+    """What the band along a `side` of a tile shows of the corner between two sides of it; turned so that the corner
+    itself is the first pixel."""
+    areas = cut.bands(tile)
+    one, other = (areas[name] for name in sides)
+    corner = Area(max(one.x0, other.x0), max(one.y0, other.y0), min(one.x1, other.x1), min(one.y1, other.y1))
+    seen = band[corner.within(areas[side])]
+    return seen[:: -1 if "bottom" in sides else 1, :: -1 if "right" in sides else 1]
 
 
 def merged(
@@ -144,16 +177,40 @@ def core_of(state: State, known: Tables, final: Final, number: int) -> npt.NDArr
 
 
 def write(path: Path, source: Source, state: State, cut: Cut, known: Tables, final: Final, between: Between) -> None:
-    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. OSError."""
+    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. ShareError,
+    OSError."""
+    path.unlink(missing_ok=True)  # GDAL looks into what it is to write over, and stumbles over half a file
+    sums: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path, "w", **_profile(source, cut)) as dataset:
+                for tile in cut:
+                    between(tile.number)
+                    core = core_of(state, known, final, tile.number)
+                    dataset.write(core, 1, window=_window(tile))
+                    sums.append(_sum(core))
+            with rasterio.open(path) as dataset:
+                whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
+        except FAILED as error:
+            reason = f"the labels cannot be written: {words(error)}"
+            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
+    if not whole:
+        raise ShareError("the labels are not on the disk as they were written", place=str(path), remedy=MAKE_ROOM)
+
+
+def _profile(source: Source, cut: Cut) -> dict[str, Any]:
     side = next(side for side in BLOCKS if cut.tile % side == 0)
-    profile: dict[str, Any] = {
+    points, crs_of_points = source.gcps
+    placed = {"gcps": points, "crs": crs_of_points} if points else {"crs": source.crs, "transform": source.transform}
+    return {
         "driver": "GTiff",
         "dtype": "uint32",
         "count": 1,
         "width": cut.size.width,
         "height": cut.size.height,
-        "crs": source.crs,
-        "transform": source.transform,
+        **placed,
+        **({"rpcs": source.rpcs} if source.rpcs else {}),
         "nodata": 0,
         "tiled": True,
         "blockxsize": side,
@@ -162,14 +219,14 @@ def write(path: Path, source: Source, state: State, cut: Cut, known: Tables, fin
         "predictor": 2,
         "bigtiff": "IF_SAFER",
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **profile) as dataset:
-            for tile in cut:
-                between(tile.number)
-                core = tile.core
-                window = Window(core.x0, core.y0, core.width, core.height)
-                dataset.write(core_of(state, known, final, tile.number), 1, window=window)
+
+
+def _window(tile: Tile) -> Window:
+    return Window(tile.core.x0, tile.core.y0, tile.core.width, tile.core.height)
+
+
+def _sum(pixels: npt.NDArray[np.uint32]) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels))
 
 
 def _framed(state: State, cut: Cut, known: Tables, roots: Labels, number: int) -> Labels:

@@ -1,14 +1,16 @@
 """One tile: everything mode in one or several passes, each on what the ones before have left empty.
 
-The masks come best first, and each takes what is still free of it. The first pass clicks on a grid over the whole
-window; further ones on denser grids, only where nothing is yet, and with lower thresholds once that finds no more.
+The masks come best first, and each takes what is still free of it. The best is the one with the highest predicted IoU,
+times the part of it that hangs together: a network that has taken several things for one is as sure of itself as ever.
+The first pass clicks on a grid over the whole window; further ones on denser grids, only where nothing is yet, and with
+lower thresholds once that finds no more.
 
 What can still go wrong here: a mask with a higher predicted IoU takes pixels from one that fits better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,9 +48,17 @@ class Labelled:
     scores: npt.NDArray[np.float32]
 
 
-def labelled(engine: Engine, pixels: Pixels, valid: Bitmap, wish: Passes, core: tuple[slice, slice]) -> Labelled:
+def labelled(
+    engine: Engine,
+    pixels: Pixels,
+    valid: Bitmap,
+    wish: Passes,
+    core: tuple[slice, slice],
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> Labelled:
     """The objects of one window (uint8 H×W×3), numbered. Only `valid` pixels (bool H×W) are labelled; the coverage that
-    ends the passes is that of the `core`. On the device thread."""
+    ends the passes is that of the `core`. On the device thread. `between` is called before each call of the network."""
     height, width = valid.shape
     [embedding] = engine.encode([engine.prepare(Picture(pixels, Size(width, height), "tile"))])
     numbers = np.zeros((height, width), np.uint16)
@@ -57,7 +67,7 @@ def labelled(engine: Engine, pixels: Pixels, valid: Bitmap, wish: Passes, core: 
     for _ in range(wish.passes):
         free = valid & (numbers == 0)
         pass_ = replace(asked, points_per_side=asked.points_per_side * dense)
-        candidates = everything.segment(engine, embedding, pass_, wanted=partial(_set_at, free))
+        candidates = everything.segment(engine, embedding, pass_, wanted=partial(_set_at, free), between=between)
         found = everything.masks(candidates, pass_)
         _paint(numbers, valid, scores, found, pass_.min_area)
         now = coverage(numbers[core], valid[core])
@@ -87,13 +97,13 @@ def _relaxed(threshold: float) -> float:
 
 
 def _paint(numbers: Numbers, valid: Bitmap, scores: list[float], masks: Sequence[Mask], min_area: int) -> None:
-    """Give each mask, the best first, what is free of it, if that is more than half.
+    """Give each mask, the best first, what is free of it, if that is more than half. `masks` come by predicted IoU.
 
     Of several pieces the largest counts: the network takes two things for one now and then, and another mask has the
     other one. But pieces at the window's edge may be the ends of one thing behind it. They become labels of their own,
     which the seams join if they are.
     """
-    for mask in masks:
+    for mask in sorted(masks, key=lambda mask: -mask.score * _whole(mask)):
         height, width = mask.pixels.shape
         where = slice(mask.top, mask.top + height), slice(mask.left, mask.left + width)
         there = mask.pixels & valid[where]
@@ -109,6 +119,13 @@ def _paint(numbers: Numbers, valid: Bitmap, scores: list[float], masks: Sequence
             if (part == sizes.argmax() or _at_edge(whole, numbers.shape)) and len(scores) < MOST:
                 scores.append(mask.score)
                 numbers[where][parts == part] = len(scores)
+
+
+def _whole(mask: Mask) -> float:
+    """The part of a mask that its largest piece is."""
+    pixels = np.ascontiguousarray(mask.pixels).view(np.uint8)
+    sizes = cv2.connectedComponentsWithStats(pixels, connectivity=4)[2][1:, cv2.CC_STAT_AREA]
+    return float(sizes.max() / sizes.sum()) if len(sizes) else 0.0
 
 
 def _at_edge(box: npt.NDArray[np.int32], shape: tuple[int, ...]) -> bool:
