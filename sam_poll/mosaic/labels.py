@@ -22,11 +22,12 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
+from sam_poll.errors import ShareError
 from sam_poll.mosaic.passes import Numbers
 from sam_poll.mosaic.seams import Joined, Labels, around, matches
-from sam_poll.mosaic.source import Source
+from sam_poll.mosaic.source import FAILED, Source, words
 from sam_poll.mosaic.state import State
-from sam_poll.mosaic.tiles import Area, Cut
+from sam_poll.mosaic.tiles import Area, Cut, Tile
 
 Between = Callable[[int], None]  # called with each tile's number before work on it
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
@@ -226,7 +227,7 @@ def _window(tile: Tile) -> Window:
 
 
 def _sum(pixels: npt.NDArray[np.uint32]) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels))
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
 def _framed(state: State, cut: Cut, known: Tables, roots: Labels, number: int) -> Labels:

@@ -2,8 +2,10 @@
 
 The polygons run along the pixels' edges, so they fit without gaps and give the labels back exactly; holes are kept.
 
-What can still go wrong here: the perimeter is that of pixels' edges, up to 4/π of a smooth border's. With a CRS of
-degrees, areas are square degrees. A label that spans very many tiles is held until its last one.
+What can still go wrong here: readers that hold GeoJSON to RFC 7946 take its numbers for degrees, whatever CRS it
+names, and a CRS without a number is named by its WKT, which few but GDAL understand. The perimeter is that of pixels'
+edges, up to 4/π of a smooth border's. With a CRS of degrees, areas are square degrees. A label that spans very many
+tiles is held until its last one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ import numpy as np
 import pyogrio
 import rasterio.features
 import shapely
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from shapely import affinity
 
 from sam_poll.errors import ShareError
-from sam_poll.mosaic.labels import Between, Final, Tables, core_of
+from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of
 from sam_poll.mosaic.source import Source
 from sam_poll.mosaic.state import State
 from sam_poll.mosaic.tiles import Cut
@@ -68,8 +73,8 @@ def write(folder: Path, names: tuple[str, str], source: Source, found: Iterator[
     for left in folder.glob(f"{geopackage.name}*"):
         left.unlink()
     crs = source.crs.to_wkt() if source.crs else None
-    with geojson.open("w", encoding="utf-8") as text:
-        text.write(json.dumps({"type": "FeatureCollection", "name": LAYER, **_crs_of(source)})[:-1])
+    with _written(geojson), geojson.open("w", encoding="utf-8") as text:
+        text.write(json.dumps({"type": "FeatureCollection", "name": LAYER, "crs": _crs_of(source)})[:-1])
         text.write(', "features": [')
         first = True
         for some in _by(found, AT_ONCE):
@@ -80,6 +85,23 @@ def write(folder: Path, names: tuple[str, str], source: Source, found: Iterator[
         if first:
             _append(geopackage, crs, [])
         text.write("\n]}\n")
+
+
+def clear_beside(geopackage: Path) -> None:
+    """Remove what a program that has the old GeoPackage of this name open keeps beside it: SQLite would play it into
+    the new one. OSError."""
+    for ending in ("-journal", "-wal", "-shm"):
+        geopackage.with_name(geopackage.name + ending).unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """An OSError names the file, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"the polygons cannot be written: {error.strerror or error}"
+        raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
 
 def _by(found: Iterator[tuple[Row, Any]], count: int) -> Iterator[list[tuple[Row, Any]]]:
@@ -111,7 +133,8 @@ def _append(path: Path, crs: str | None, some: list[tuple[Row, Any]]) -> None:
                 append=path.exists(),
             )
         except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
-            raise ShareError(f"the polygons cannot be written: {error}", place=str(path)) from error
+            reason = f"the polygons cannot be written: {error}"
+            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
 
 def _feature(row: Row, drawn: Any) -> Mapping[str, Any]:
@@ -123,7 +146,23 @@ def _infinite(value: float) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _crs_of(source: Source) -> Mapping[str, Any]:
-    """As GDAL names it in GeoJSON that is not in longitude and latitude."""
-    code = source.crs.to_epsg() if source.crs else None
-    return {"crs": {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{code}"}}} if code else {}
+def _crs_of(source: Source) -> Mapping[str, Any] | None:
+    """As GDAL names it where it has a number; coordinates are x, y all the same, so 4326 is called CRS84. None: the
+    picture has none, and none is to be assumed."""
+    crs = source.crs
+    if not crs:
+        return None
+    code = crs.to_epsg()
+    if code is None or not _same(crs, code):
+        name = crs.to_wkt()
+    else:
+        name = "urn:ogc:def:crs:OGC:1.3:CRS84" if code == 4326 else f"urn:ogc:def:crs:EPSG::{code}"
+    return {"type": "name", "properties": {"name": name}}
+
+
+def _same(crs: Any, code: int) -> bool:
+    """Whether it is the CRS of that number, and not only alike."""
+    try:
+        return bool(CRS.from_epsg(code) == crs)
+    except CRSError:
+        return False

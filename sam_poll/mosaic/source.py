@@ -130,7 +130,7 @@ class Source:
             valid = self._dataset.dataset_mask(out_shape=(height, width), **how) > 0
         except FAILED as error:
             where = f"pixels from {stored.x0}, {stored.y0} on cannot be read"
-            raise PictureError(f"{where}: {_words(error)}", place=self._place) from error
+            raise PictureError(f"{where}: {words(error)}", place=self._place) from error
         if np.issubdtype(bands.dtype, np.floating):
             valid &= np.isfinite(bands).all(axis=0)
         return bands, valid
@@ -223,7 +223,7 @@ def opened(path: Path) -> Iterator[Source]:
             _check(dataset, str(path))
             source = Source(dataset, file, str(path), orientation)
         except FAILED as error:
-            raise PictureError(f"it cannot be opened: {_words(error)}", place=str(path)) from error
+            raise PictureError(f"it cannot be opened: {words(error)}", place=str(path)) from error
         with dataset:
             yield source
 
@@ -304,5 +304,6 @@ def _version(file: BinaryIO) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What GDAL says, in one line."""
     return " ".join(str(error.__cause__ or error).split())
