@@ -91,7 +91,7 @@ def test_a_healthy_machine_ends_with_0_and_nothing_on_the_share_has_changed(prov
     assert everything_below(proved.root) == before
     assert {f["section"] for f in told["findings"]} == set(report.SECTIONS)
     stages = ["torch", "torchvision", "device", "import", "read", "config", "build", "to device", "warm-up"]
-    stages += ["decode", "resize", "encode", "predict", "mask", "ours", "official load", "official"]
+    stages += ["decode", "resize", "encode", "predict", "mask", "picture", "box", "ours", "official load", "official"]
     assert list(told["stages_ms"]) == stages
     assert told["trial"]["iou"] > attempt.FOUND
     assert told["plan"]["taken"] == told["trial"]["step"]
@@ -201,9 +201,9 @@ def test_an_unknown_key_is_a_problem_with_its_line_and_the_rest_is_looked_at(pro
 
 def test_values_show_what_matters_and_what_is_not_as_by_default_and_no_secret() -> None:
     env = {"SAM_POLL_WATCH__RESCAN_S": "3", "SAM_POLL_SERVE_TOKEN": "secret", "PATH": "/bin"}
-    settings, named, found = given.look(None, {"model": "demo"}, env)
+    settings, shared, modelled, found = given.look(None, {"model": "demo"}, env)
     assert settings.watch.rescan_s == 3
-    assert not named
+    assert (shared, modelled) == (False, True)
     text = the(found, "values").what
     assert "model=demo" in text
     assert "watch.rescan_s=3.0" in text
@@ -213,9 +213,9 @@ def test_values_show_what_matters_and_what_is_not_as_by_default_and_no_secret() 
 
 
 def test_a_flag_that_is_wrong_leaves_the_defaults_to_look_with() -> None:
-    settings, _, found = given.look(None, {"device": "toaster"}, {})
-    assert settings.device == "auto"
-    assert found[0].exit_code is ExitCode.SETTINGS
+    told = given.look(None, {"device": "toaster", "model": "demo"}, {})
+    assert (told.settings.device, told.settings.model, told.modelled) == ("auto", "demo", True)
+    assert told.found[0].exit_code is ExitCode.SETTINGS
 
 
 # ── model ──
@@ -333,8 +333,8 @@ def trial_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_here(settings: Settings, *, load: bool = True, compare: Any = None, **_: Any) -> child.Told:
         told = child.Told()
-        order = {"settings": settings.model_dump_json(), "load": load, "compare": compare}
-        trial.run(order, lambda **event: told.hear(json.loads(json.dumps(event))))
+        order = child.order_of(settings, load=load, compare=compare)
+        trial.run(json.loads(json.dumps(order)), lambda **event: told.hear(json.loads(json.dumps(event))))
         return told
 
     monkeypatch.setattr(child, "run", run_here)

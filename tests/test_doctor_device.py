@@ -16,11 +16,20 @@ from sam_poll.engines.estimate import Footprint
 from sam_poll.engines.memory import Step
 from sam_poll.engines.needs import Needs
 from sam_poll.errors import ExitCode
+from sam_poll.settings import Settings, load
+from tests.conftest import wait_until
 from tests.doctor_parts import the
 from tests.fake_card import Card
 
 TINY = Footprint(27_219_136, 4_436_450, 69.0, 18.5, 0.0, 256, 4)  # about sam2.1_hiera_tiny
 HALF = Step("bfloat16", 64, 8, 1024, "cuda:0")
+
+
+RTX = cards.Smi([{"name": "RTX 4090", "driver": "550.54", "total_mib": "24564"}])
+
+
+def device(name: str) -> Settings:
+    return load(None, env={}, flags={"device": name})
 
 
 # ── machine ──
@@ -53,6 +62,27 @@ def test_the_tightest_limit_of_all_groups_above_counts(tmp_path: Path) -> None:
     assert machine.available_mib(limits, tmp_path / "meminfo") == 512.0
     assert machine.available_mib(machine.Limits(), tmp_path / "meminfo") == 8192.0
     assert machine.available_mib(machine.Limits(), tmp_path / "nothing") is None
+
+
+def test_memory_that_holds_files_only_counts_as_free(tmp_path: Path) -> None:
+    """What a container has read stays in its memory until somebody needs it: a daemon's would look full for ever."""
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2**30 - 2**20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**29}\nactive_file 7\n")
+    assert machine.Limits.read(tmp_path, tmp_path / "own").used_mib == 511.0
+    old = tmp_path / "old" / "memory"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text(f"{2**30}\n")
+    (old / "memory.usage_in_bytes").write_text(f"{2**29}\n")
+    (old / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {2**28}\n")
+    assert machine.Limits.read(tmp_path / "old", tmp_path / "own").used_mib == 256.0
+
+
+@pytest.mark.parametrize(("value", "odd"), [("4", False), ("4,2", False), ("abc", True), ("0", True), ("-3", True)])
+def test_a_number_of_threads_that_is_none_is_a_warning(value: str, odd: bool) -> None:
+    env = {"OMP_NUM_THREADS": value, "OMP_WAIT_POLICY": "passive"}
+    told = [f.what for f in machine.threads({"threads": 1}, machine.Limits(cores=1.0), env) if f.level == "warning"]
+    assert [f"OMP_NUM_THREADS={value}" in what for what in told] == [True] * odd
 
 
 def test_limits_of_control_groups_version_1_are_read_and_no_limit_is_none(tmp_path: Path) -> None:
@@ -113,11 +143,11 @@ def pascal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("pascal")
 def test_a_card_that_torch_was_not_built_for_is_a_problem_with_the_right_build() -> None:
     gathered = json.loads(json.dumps(facts.gather({}, {})))
-    problem = the(list(cards.look(gathered, None, ["auto"])), "cuda:0")
+    problem = the(list(cards.look(gathered, None, device("auto"))), "cuda:0")
     assert (problem.level, problem.exit_code) == ("problem", ExitCode.DEVICE)
     assert "compute capability 6.1" in problem.what
     assert "cu126" in (problem.remedy or "")
-    unwanted = the(list(cards.look(gathered, None, ["cpu"])), "cuda:0")
+    unwanted = the(list(cards.look(gathered, None, device("cpu"))), "cuda:0")
     assert unwanted.level == "warning"
 
 
@@ -125,13 +155,13 @@ def test_a_card_that_torch_was_not_built_for_is_a_problem_with_the_right_build()
 def test_a_card_that_fits_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_61"])
     gathered = facts.gather({}, {})
-    found = the(list(cards.look(gathered, None, ["cuda:0"])), "cuda:0")
+    found = the(list(cards.look(gathered, None, device("cuda:0"))), "cuda:0")
     assert found.level == "ok"
     assert "3,072 of 4,096 MiB free, runs in float32" in found.what
-    (missing,) = [f for f in cards.look(gathered, None, ["cuda:1"]) if f.name == "cuda:1"]
+    (missing,) = [f for f in cards.look(gathered, None, device("cuda:1")) if f.name == "cuda:1"]
     assert missing.exit_code is ExitCode.DEVICE
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 4 * 2**30))
-    full = the(list(cards.look(facts.gather({}, {}), None, ["cuda"])), "cuda:0")
+    full = the(list(cards.look(facts.gather({}, {}), None, device("cuda"))), "cuda:0")
     assert full.level == "warning"
 
 
@@ -141,21 +171,20 @@ def test_a_driver_that_fails_in_the_middle_of_a_question_is_told(monkeypatch: py
         raise RuntimeError("CUDA error: unknown error\nand more")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
-    problem = the(list(cards.look(facts.gather({}, {}), None, ["auto"])), "cuda:0")
+    problem = the(list(cards.look(facts.gather({}, {}), None, device("auto"))), "cuda:0")
     assert problem.exit_code is ExitCode.DEVICE
     assert "unknown error" in problem.what
 
 
 def test_without_a_card_the_cpu_is_fine_unless_a_card_was_asked_for() -> None:
     none = {"torch": "2", "cuda": None, "cards": []}
-    assert the(list(cards.look(none, None, ["auto"])), "card").level == "ok"
-    asked = the(list(cards.look(none, None, ["cuda:0"])), "card")
+    assert the(list(cards.look(none, None, device("auto"))), "card").level == "ok"
+    asked = the(list(cards.look(none, None, device("cuda:0"))), "card")
     assert asked.exit_code is ExitCode.DEVICE
-    smi = [{"name": "RTX 4090", "driver": "550.54", "total_mib": "24564"}]
-    cpu_build = the(list(cards.look(none, smi, ["auto"])), "card")
+    cpu_build = the(list(cards.look(none, RTX, device("auto"))), "card")
     assert (cpu_build.level, "without CUDA" in cpu_build.what) == ("warning", True)
     old = {"torch": "2", "cuda": "13.2", "cards": [], "warnings": ["The NVIDIA driver on your system is too old"]}
-    too_old = the(list(cards.look(old, smi, ["cuda"])), "card")
+    too_old = the(list(cards.look(old, RTX, device("cuda"))), "card")
     assert (too_old.exit_code, "too old" in too_old.what) == (ExitCode.DEVICE, True)
 
 
@@ -164,16 +193,86 @@ def test_the_drivers_word_is_read_and_waited_for_only_so_long(tmp_path: Path, mo
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 550.54.15, 81559'\n")
     program.chmod(0o755)
-    assert cards.nvidia_smi() == [{"name": "NVIDIA H100 80GB HBM3", "driver": "550.54.15", "total_mib": "81559"}]
-    program.write_text("#!/bin/sh\nexec sleep 600\n")
-    assert cards.nvidia_smi(limit_s=0.3) is None
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert cards.nvidia_smi() == []
+    said = {"name": "NVIDIA H100 80GB HBM3", "driver": "550.54.15", "total_mib": "81559"}
+    assert cards.nvidia_smi() == cards.Smi([said])
+    program.write_text("#!/bin/sh\nsleep 600\n")  # a child of its own, as a shell script around the program has
+    assert cards.nvidia_smi(limit_s=0.3) == cards.Smi(trouble="no answer within 0.3 s")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'NVIDIA-SMI has failed because it could not talk to the driver.'; exit 9", "has failed because"),
+        ("echo 'No devices were found'", "No devices were found"),
+        ("printf '\\377\\376 nonsense'", "nonsense"),
+        ("exit 1", "nothing (exit code 1)"),
+        ("kill -9 $$", "exit code -9"),
+    ],
+)
+def test_a_driver_in_trouble_is_a_warning_with_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    smi = cards.nvidia_smi()
+    none = {"torch": "2", "cuda": "13", "cards": []}
+    for facts_ in (none, None):  # also where torch hangs in the same driver and tells nothing
+        found = the(list(cards.look(facts_, smi, device("auto"))), "driver")
+        assert found.level == "warning"
+        assert words in found.what
+        assert "restart" in (found.remedy or "")
+    assert the(list(cards.look(none, smi, device("cpu"))), "driver").level == "ok", "nobody asks for a card"
+
+
+def test_the_driver_is_asked_without_waiting_for_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that hangs is ended with its children: none is left behind."""
+    program, told = tmp_path / "nvidia-smi", tmp_path / "pid"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {told}\nwait\n")
+    program.chmod(0o755)
+    smi = cards.nvidia_smi(limit_s=1.0)
+    assert smi
+    assert "no answer" in (smi.trouble or "")
+    status = Path("/proc") / told.read_text().strip() / "stat"
+    wait_until(lambda: not status.exists() or status.read_text().split()[2] == "Z")
+
+
+def test_a_card_that_is_hidden_by_the_environment_is_told_so() -> None:
+    none = {"torch": "2", "cuda": "13", "cards": []}
+    told = list(cards.look(none, RTX, device("cuda"), {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_ALLOC_CONF": "x:1"}))
+    problem = the(told, "card")
+    assert "CUDA_VISIBLE_DEVICES= hides" in problem.what
+    assert "unset CUDA_VISIBLE_DEVICES" in (problem.remedy or "")
+    assert the(told, "environment").what == "CUDA_VISIBLE_DEVICES=, PYTORCH_ALLOC_CONF=x:1"
+
+
+def test_a_broken_card_that_the_settings_do_not_take_is_a_warning_only() -> None:
+    fine = {"device": "cuda:0", "name": "A", "capability": "9.0", "free_mib": 9e4, "total_mib": 9e4, "precision": "x"}
+    broken = {"device": "cuda:1", "error": {"reason": "has fallen off the bus"}}
+    facts_ = {"torch": "2", "cuda": "13", "cards": [fine, broken]}
+    for flags, level in (
+        ({"device": "auto"}, "warning"),
+        ({"device": "cuda"}, "warning"),
+        ({"device": "cuda:1"}, "problem"),
+        ({"devices": ["auto"]}, "problem"),
+        ({"devices": ["cuda:0", "cuda:1"]}, "problem"),
+    ):
+        told = list(cards.look(facts_, None, load(None, env={}, flags=flags)))
+        assert the(told, "cuda:1").level == level, flags
+
+
+def test_a_machine_whose_settings_say_cpu_is_not_warned_of_its_torch_without_cuda() -> None:
+    none = {"torch": "2", "cuda": None, "cards": []}
+    assert {f.level for f in cards.look(none, RTX, device("cpu"))} == {"ok"}
 
 
 @pytest.mark.parametrize(("number", "version"), [(8902, "8.9.2"), (91002, "9.10.2"), (92600, "9.26.0")])
 def test_the_number_of_cudnn_is_read_as_a_version(number: int, version: str) -> None:
-    told = list(cards.look({"torch": "2", "cuda": "13", "cudnn": number, "cards": []}, None, ["auto"]))
+    told = list(cards.look({"torch": "2", "cuda": "13", "cudnn": number, "cards": []}, None, device("auto")))
     assert f"cuDNN {version}" in the(told, "build").what
 
 

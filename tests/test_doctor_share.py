@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from sam_poll.app import layout_of
 from sam_poll.doctor import inotify, share
-from sam_poll.doors.proof import prove
-from sam_poll.errors import ExitCode
+from sam_poll.doctor.findings import exit_code
+from sam_poll.doors.proof import SENTINEL, prove
+from sam_poll.errors import ExitCode, ShareError
 from sam_poll.settings import Settings, load
 from tests.conftest import Share
 from tests.doctor_parts import about, the
@@ -129,9 +131,17 @@ def test_how_new_files_are_noticed_is_told_with_the_reason(
 def test_inotify_that_is_used_up_is_a_warning_with_the_sysctl(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inotify, "read", lambda: inotify.Inotify(8192, 128, 9, 128))
     found = the(share.look(settings_for(proved, **{"watch.mode": "events"})), "inotify")
-    assert (found.level, found.remedy) == ("warning", "sysctl -w fs.inotify.max_user_instances=256")
+    assert found.level == "warning"
+    assert "sysctl -w fs.inotify.max_user_instances=256;" in (found.remedy or "")
     both = inotify.finding(inotify.Inotify(10, 10, 10, 10), 10)
-    assert both.remedy == "sysctl -w fs.inotify.max_user_instances=20 fs.inotify.max_user_watches=20"
+    assert "fs.inotify.max_user_instances=20 fs.inotify.max_user_watches=20" in (both.remedy or "")
+
+
+@pytest.mark.parametrize(("used", "level"), [(8128, "ok"), (8129, "warning"), (9000, "warning")])
+def test_too_few_watches_for_one_more_daemon_are_a_warning(used: int, level: str) -> None:
+    found = inotify.finding(inotify.Inotify(8192, 128, used, 9), 10)
+    assert found.level == level
+    assert ("few left" in found.what) == (used == 8129)
 
 
 def test_inotify_is_counted_for_this_user_only(tmp_path: Path) -> None:
@@ -185,3 +195,147 @@ def test_daemons_at_work_are_counted_and_their_alarms_told(proved: Share, monkey
     assert (alarmed.level, alarmed.where) == ("warning", "a")
     assert "\x1b" not in alarmed.what
     assert (leased.level, leased.where) == ("warning", "b")
+
+
+# ── what the daemon would say of the same share ──
+
+
+def verdicts(settings: Settings) -> tuple[bool, bool]:
+    """Whether the doctor has no problem with the share, and whether the daemon's own proof has none. In this order:
+    the proof makes folders."""
+    healthy = exit_code(share.look(settings)) is ExitCode.OK
+    try:
+        prove(layout_of(settings), settings.sentinel)
+    except ShareError:
+        return healthy, False
+    return healthy, True
+
+
+def bare(root: Path) -> dict[str, Any]:
+    (root / "in").mkdir()
+    return {}
+
+
+def nothing_yet(root: Path) -> dict[str, Any]:
+    return {}
+
+
+def root_away(root: Path) -> dict[str, Any]:
+    root.rmdir()
+    return {}
+
+
+def file_as_work(root: Path) -> dict[str, Any]:
+    (root / "work").write_bytes(b"")
+    return bare(root)
+
+
+def link_to_nothing(root: Path) -> dict[str, Any]:
+    (root / "done").symlink_to(root / "nowhere")
+    return bare(root)
+
+
+def file_as_input(root: Path) -> dict[str, Any]:
+    (root / "in").write_bytes(b"")
+    return {}
+
+
+def file_above(root: Path) -> dict[str, Any]:
+    (root / "file").write_bytes(b"")
+    return {**bare(root), "output": root / "file" / "deep" / "out"}
+
+
+def sentinel_away(root: Path) -> dict[str, Any]:
+    return {**bare(root), "sentinel": root / "mounted"}
+
+
+def sentinel_there(root: Path) -> dict[str, Any]:
+    (root / "mounted").write_bytes(b"")
+    return {**bare(root), "sentinel": root / "mounted"}
+
+
+@pytest.mark.parametrize(
+    ("make", "starts"),
+    [
+        (bare, True),
+        (nothing_yet, True),
+        (sentinel_there, True),
+        (root_away, False),
+        (file_as_work, False),
+        (link_to_nothing, False),
+        (file_as_input, False),
+        (file_above, False),
+        (sentinel_away, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_share_is_healthy_where_a_daemon_would_start_and_only_there(
+    tmp_path: Path, make: Callable[[Path], dict[str, Any]], starts: bool
+) -> None:
+    root = tmp_path / "share"
+    root.mkdir()
+    settings = load(None, env={}, flags={"input": root / "in", "model": "demo", **make(root)})
+    assert verdicts(settings) == (starts, starts)
+
+
+def test_every_problem_of_a_share_has_a_remedy_and_a_place(tmp_path: Path) -> None:
+    for make in (root_away, file_as_work, link_to_nothing, file_as_input, file_above, sentinel_away):
+        root = tmp_path / make.__name__
+        root.mkdir()
+        found = share.look(load(None, env={}, flags={"input": root / "in", "model": "demo", **make(root)}))
+        problems = [f for f in found if f.level == "problem"]
+        assert problems
+        assert all(f.remedy and f.where for f in problems)
+
+
+def test_folders_that_would_come_to_lie_on_another_file_system_are_a_problem(tmp_path: Path) -> None:
+    if tmp_path.stat().st_dev == Path("/dev/shm").stat().st_dev:
+        pytest.skip("there is no second file system here")
+    (tmp_path / "in").mkdir()
+    flags = {"input": tmp_path / "in", "work": Path("/dev/shm/sam_poll-not-made"), "model": "demo"}
+    problem = the(share.look(load(None, env={}, flags=flags)), "rename")
+    assert (problem.level, problem.exit_code) == ("problem", ExitCode.SHARE)
+    assert "`work`" in problem.what
+    assert not Path("/dev/shm/sam_poll-not-made").exists()
+
+
+def test_an_input_that_is_not_there_yet_is_a_warning_because_it_may_be_a_mountpoint(tmp_path: Path) -> None:
+    found = the(share.look(load(None, env={}, flags={"input": tmp_path / "in"})), "folders")
+    assert (found.level, found.where) == ("warning", str(tmp_path / "in"))
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_share_that_hangs_while_its_name_is_looked_at_is_told_as_one_that_hangs(
+    proved: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(share, "_below", lambda _: forever.wait())
+    try:
+        assert share.input_of(proved.root, limit_s=0.3) == proved.root
+    finally:
+        forever.set()
+
+
+def test_a_proof_that_renames_the_clocks_probe_away_costs_another_try_and_no_finding(
+    proved: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, thief = Path.write_bytes, iter([True, True, False])
+
+    def stolen(self: Path, data: bytes) -> int:
+        size = real(self, data)
+        if next(thief, False):
+            self.rename(proved.layout.work / self.name)
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", stolen)
+    (found,) = share._clock(proved.layout)
+    assert found.level == "ok"
+
+
+def test_a_sentinel_of_another_user_that_may_not_be_read_is_a_problem(
+    proved: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "read_bytes", errno.EACCES, lambda path: path.name == SENTINEL)
+    problem = the(share.look(settings_for(proved)), "rename")
+    assert (problem.level, problem.where) == ("problem", str(proved.layout.work / SENTINEL))
+    assert "runs as user" in (problem.remedy or "")

@@ -1,56 +1,102 @@
 """What the facts say of the device that is asked for: driver, torch's build, each card, the one that would be taken.
 
-What can still go wrong here: `nvidia-smi` that is missing, or hangs with its driver, leaves the driver's version out.
+What can still go wrong here: `nvidia-smi` that is missing leaves the driver's version out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sam_poll.doctor.findings import Finding
+from sam_poll.doctor.child import ALLOCATOR
+from sam_poll.doctor.findings import Finding, Level
 from sam_poll.errors import ExitCode
+from sam_poll.settings import Settings
 
 SMI_S = 15.0  # seconds; it starts a card that sleeps
+_END_S = 1.0
 _LITTLE_MIB = 1024  # sam2.1_hiera_tiny takes less in half precision
+_LINE = 200  # characters of its first line that are told
+# What decides which cards torch sees, and how it takes their memory.
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", *ALLOCATOR)
 
 
-def nvidia_smi(limit_s: float = SMI_S) -> list[dict[str, str]] | None:
-    """The cards that the driver knows: name, driver, memory in MiB. None where there is no `nvidia-smi`, or no
-    answer."""
+@dataclass(frozen=True, slots=True)
+class Smi:
+    """What the driver's own program says: cards by name, driver, memory in MiB; or what is the matter with it."""
+
+    cards: Sequence[Mapping[str, str]] = ()
+    trouble: str | None = None
+
+
+def nvidia_smi(limit_s: float = SMI_S) -> Smi | None:
+    """What the driver knows; None where there is no `nvidia-smi`."""
     program = shutil.which("nvidia-smi")
     if not program:
         return None
     command = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode:
-        return []
-    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines()]
-    return [dict(zip(("name", "driver", "total_mib"), row, strict=True)) for row in rows if len(row) == 3]
+        code, text = _output(command, limit_s)
+    except subprocess.TimeoutExpired:
+        return Smi(trouble=f"no answer within {limit_s:g} s")
+    except OSError as error:
+        return Smi(trouble=error.strerror or str(error))
+    rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+    cards = [dict(zip(("name", "driver", "total_mib"), row, strict=True)) for row in rows if len(row) == 3]
+    if cards and not code:
+        return Smi(cards)
+    said = next((line.strip() for line in text.splitlines() if line.strip()), "nothing")
+    return Smi(trouble=f"it says: {said[:_LINE]}" + (f" (exit code {code})" if code else ""))
 
 
-def look(facts: Mapping[str, Any], smi: Sequence[Mapping[str, str]] | None, wanted: Sequence[str]) -> Iterator[Finding]:
-    """`facts` of `facts.gather`; `wanted`: the devices that the settings name (`auto`, `cuda:1`, …)."""
-    cuda = facts.get("cuda")
-    build = f"torch {facts.get('torch')}, {f'CUDA {cuda}' if cuda else 'no CUDA'}"
-    cudnn = f", cuDNN {_cudnn(facts['cudnn'])}" if facts.get("cudnn") else ""
-    yield Finding("device", "build", "ok", f"{build}{cudnn}")
-    if facts.get("architectures"):
-        yield Finding("device", "kernels", "ok", f"built for {' '.join(facts['architectures'])}")
+def _output(command: Sequence[str], limit_s: float) -> tuple[int, str]:
+    """Exit code and output. Whatever happens the program is ended, with what it has started; one that sleeps in a dead
+    driver is left behind, not waited for."""
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        text, _ = process.communicate(timeout=limit_s)
+        return process.returncode, text.decode("utf-8", "replace")
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+        if process.stdout:
+            process.stdout.close()
+
+
+def look(
+    facts: Mapping[str, Any] | None, smi: Smi | None, settings: Settings, env: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
+    """`facts` of `facts.gather`; None where torch has not come to answer: then the driver's word is all there is."""
+    wanted = settings.devices or (settings.device,)
+    concerned = any(name == "auto" or name.startswith("cuda") for name in wanted)
+    if facts is not None:
+        yield from _build(facts)
+    if named := [f"{name}={env[name]}" for name in VARIABLES if name in env]:
+        yield Finding("device", "environment", "ok", ", ".join(named))
     if smi:
-        yield Finding("device", "driver", "ok", f"NVIDIA {smi[0]['driver']}: {', '.join(card['name'] for card in smi)}")
+        yield _driver(smi, concerned)
+    if facts is None:
+        return
     cards = facts.get("cards") or []
-    asked_cuda = any(name.startswith("cuda") for name in wanted)
     if not cards:
-        yield _no_card(facts, smi, asked_cuda)
+        yield _no_card(facts, smi, wanted, env.get("CUDA_VISIBLE_DEVICES"))
     for card in cards:
-        matters = "auto" in wanted or card["device"] in wanted or "cuda" in wanted
-        yield _card(card, matters)
+        yield _card(card, matters=card["device"] in _taken(settings, cards))
     names = [card["device"] for card in cards]
     for name in wanted:
         if name.startswith("cuda:") and cards and name not in names:
@@ -62,38 +108,72 @@ def look(facts: Mapping[str, Any], smi: Sequence[Mapping[str, str]] | None, want
         yield Finding("device", "mps", "ok", "an Apple GPU can be used")
 
 
+def _taken(settings: Settings, cards: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The cards that a daemon with these settings takes."""
+    if settings.devices == ("auto",):
+        return {card["device"] for card in cards}
+    names = settings.devices or (settings.device,)
+    return {"cuda:0" if name in ("auto", "cuda") else name for name in names}
+
+
+def _build(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    cuda = facts.get("cuda")
+    build = f"torch {facts.get('torch')}, {f'CUDA {cuda}' if cuda else 'no CUDA'}"
+    cudnn = f", cuDNN {_cudnn(facts['cudnn'])}" if facts.get("cudnn") else ""
+    yield Finding("device", "build", "ok", f"{build}{cudnn}")
+    if facts.get("architectures"):
+        yield Finding("device", "kernels", "ok", f"built for {' '.join(facts['architectures'])}")
+
+
+def _driver(smi: Smi, concerned: bool) -> Finding:
+    if smi.trouble:
+        remedy = (
+            "`nvidia-smi` must work first: `dmesg | grep -i nvrm`; install the driver or load it (`modprobe nvidia`); "
+            "after an update of it, or when a card has fallen off the bus, restart the machine"
+        )
+        return Finding("device", "driver", "warning" if concerned else "ok", f"nvidia-smi: {smi.trouble}", None, remedy)
+    names = ", ".join(card["name"] for card in smi.cards)
+    return Finding("device", "driver", "ok", f"NVIDIA {smi.cards[0]['driver']}: {names}")
+
+
 def _cudnn(number: int) -> str:
     """91002 → 9.10.2; up to 8, 8902 → 8.9.2 (cudnn_version.h)."""
     major, rest = divmod(number, 10_000) if number >= 90_000 else divmod(number, 1_000)
     return f"{major}.{rest // 100}.{rest % 100}"
 
 
-def _no_card(facts: Mapping[str, Any], smi: Sequence[Mapping[str, str]] | None, asked: bool) -> Finding:
-    level = "problem" if asked else "warning"
-    if smi and not facts.get("cuda"):
+def _no_card(facts: Mapping[str, Any], smi: Smi | None, wanted: Sequence[str], visible: str | None) -> Finding:
+    asked = any(name.startswith("cuda") for name in wanted)
+    level: Level = "problem" if asked else "warning" if "auto" in wanted else "ok"
+    known = bool(smi and smi.cards)
+    if smi and known and not facts.get("cuda"):
         remedy = "install the CUDA build: `pip install --force-reinstall torch torchvision`"
-        what = f"there is a card ({smi[0]['name']}), but this torch was built without CUDA"
-        return Finding("device", "card", level, what, None, remedy)  # type: ignore[arg-type]
+        what = f"there is a card ({smi.cards[0]['name']}), but this torch was built without CUDA"
+        return Finding("device", "card", level, what, None, remedy)
+    if smi and known and visible is not None:
+        remedy = f"unset CUDA_VISIBLE_DEVICES, or name cards by number (0 to {len(smi.cards) - 1})"
+        what = f"torch finds no card: CUDA_VISIBLE_DEVICES={visible} hides what the driver knows"
+        return Finding("device", "card", level, what, "environment", remedy)
     reasons = facts.get("warnings") or []
-    if smi or reasons:
+    if known or reasons:
         what = f"torch finds no card{': ' + reasons[0] if reasons else ', though the driver knows one'}"
         remedy = (
             "install a driver for the CUDA version of this torch, or a torch for the driver; in Docker: `--gpus all`"
         )
-        return Finding("device", "card", level, what, None, remedy)  # type: ignore[arg-type]
+        return Finding("device", "card", level, what, None, remedy)
     if asked:
-        remedy = "look at `nvidia-smi`; or set `device: cpu`"
+        remedy = "look at `nvidia-smi`; torch must be a CUDA build; in Docker: `--gpus all`; or set `device: cpu`"
         return Finding("device", "card", "problem", "no CUDA device can be used", "device", remedy)
     return Finding("device", "card", "ok", "none; the CPU is used")
 
 
-def _card(card: Mapping[str, Any], matters: bool) -> Finding:
+def _card(card: Mapping[str, Any], *, matters: bool) -> Finding:
     """One card. What is wrong with a card that nobody asked for is a warning."""
     name = f"{card.get('name', 'card')}, compute capability {card.get('capability', '?')}"
     if error := card.get("error"):
-        level = "problem" if matters else "warning"
+        level: Level = "problem" if matters else "warning"
         what, remedy = f"{name}: {error['reason']}", error.get("remedy") or "look at `nvidia-smi` and dmesg"
-        return Finding("device", card["device"], level, what, None, remedy, ExitCode.DEVICE)  # type: ignore[arg-type]
+        return Finding("device", card["device"], level, what, None, remedy, ExitCode.DEVICE)
     free, total = card["free_mib"], card["total_mib"]
     what = f"{name}, {free:,.0f} of {total:,.0f} MiB free, runs in {card['precision']}"
     if free < _LITTLE_MIB:

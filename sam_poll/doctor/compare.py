@@ -19,9 +19,9 @@ import numpy as np
 
 from sam_poll import geometry, images, png, prompts
 from sam_poll.doctor.attempt import Stage, answer, waiter
-from sam_poll.doctor.findings import Finding
+from sam_poll.doctor.findings import Finding, remedy_of
 from sam_poll.engines import resolve
-from sam_poll.errors import ModelError, PictureError, ShareError
+from sam_poll.errors import ModelError, PictureError
 from sam_poll.fs import write_whole
 from sam_poll.settings import Settings
 from sam_poll.types import Box, Engine, Mask, ModelInfo, Prompt, Size
@@ -41,22 +41,21 @@ def run(
     stage: Stage,
 ) -> dict[str, Any]:
     """As JSON. `engines` holds the loaded engine alone, and is emptied: a card may not hold both networks.
-    `box` None: the middle half of the picture. Masks are written below `out`. PictureError, PromptError, ShareError."""
+    `box` None: the middle half of the picture. Masks are written below `out`. PictureError, PromptError."""
     info = engines[0].info
     if info.family == "fake":
         raise ModelError("the model `fake` has no official predictor to compare with", place="--compare")
-    try:
-        data = picture.read_bytes()
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}", place=str(picture)) from error
-    size = images.read_header(data).size
+    with stage("picture"):
+        data, size = _read(picture)
     middle = Box(size.width / 4, size.height / 4, size.width * 3 / 4, size.height * 3 / 4)
-    (prompt,) = prompts.fit([Prompt("compared", box=Box(*box) if box else middle)], size)
+    with stage("box"):
+        (prompt,) = prompts.fit([Prompt("compared", box=Box(*box) if box else middle)], size)
     with stage("ours"):
         mask, ours_s = _ours(engines, data, prompt)
     _free(info)
     theirs, score, theirs_s, precision = _official(settings, info, data, prompt, stage)
     difference = geometry.paste(mask, size) ^ geometry.paste(theirs, size)
+    written, failure = _written(out, picture.stem, {"ours": mask, "official": theirs}, size)
     return {
         "size": list(size),
         "box": [prompt.box.x0, prompt.box.y0, prompt.box.x1, prompt.box.y1] if prompt.box else None,
@@ -68,8 +67,23 @@ def run(
         "official_ms": theirs_s * 1000,
         "speed": theirs_s / ours_s,
         "precisions": [info.precision, precision],
-        "written": _written(out, picture.stem, {"ours": mask, "official": theirs}, size),
+        "written": written,
+        "failure": failure,
     }
+
+
+def _read(picture: Path) -> tuple[bytes, Size]:
+    """The file and the upright picture's size. PictureError."""
+    try:
+        data = picture.read_bytes()
+    except OSError as error:
+        remedy = remedy_of(error)
+        raise PictureError(f"cannot be read: {error.strerror}", place=str(picture), remedy=remedy) from error
+    try:
+        return data, images.read_header(data).size
+    except PictureError as error:
+        error.place = error.place or str(picture)
+        raise
 
 
 def _ours(engines: list[Engine], data: bytes, prompt: Prompt) -> tuple[Mask, float]:
@@ -126,11 +140,14 @@ def _free(info: ModelInfo) -> None:
         torch.cuda.empty_cache()
 
 
-def _written(out: Path | None, stem: str, masks: Mapping[str, Mask], size: Size) -> list[str]:
-    """Both masks at full size, 0 and 255; their paths."""
+def _written(
+    out: Path | None, stem: str, masks: Mapping[str, Mask], size: Size
+) -> tuple[list[str], dict[str, str] | None]:
+    """Both masks at full size, 0 and 255: their paths, and why not all could be written (the numbers are told all the
+    same)."""
+    paths: list[str] = []
     if out is None:
-        return []
-    paths = []
+        return paths, None
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, mask in masks.items():
@@ -138,8 +155,8 @@ def _written(out: Path | None, stem: str, masks: Mapping[str, Mask], size: Size)
             write_whole(path, png.encode(geometry.paste(mask, size).astype(np.uint8) * np.uint8(255)))
             paths.append(str(path))
     except OSError as error:
-        raise ShareError(f"the masks cannot be written: {error.strerror or error}", place=str(out)) from error
-    return paths
+        return paths, {"reason": error.strerror or str(error), "place": str(out), "remedy": remedy_of(error)}
+    return paths, None
 
 
 def finding(found: Mapping[str, Any]) -> list[Finding]:
@@ -150,7 +167,10 @@ def finding(found: Mapping[str, Any]) -> list[Finding]:
         f"(ours in {ours}, the official predictor in {theirs})"
     )
     place = ", ".join(found["written"]) or None
-    if found["iou"] >= ALIKE:
+    if not any(found["pixels"]):
+        what = "both masks are empty, which tells nothing"
+        findings = [Finding("compare", "masks", "warning", what, place, "box an object with `--box`")]
+    elif found["iou"] >= ALIKE:
         findings = [Finding("compare", "masks", "ok", what, place)]
     else:
         level = "warning" if found["iou"] >= ASTRAY else "problem"
@@ -160,4 +180,8 @@ def finding(found: Mapping[str, Any]) -> list[Finding]:
         f"{found['ours_ms']:,.0f} ms ours, {found['official_ms']:,.0f} ms the official predictor's, "
         f"from the file's bytes to the mask: {found['speed']:.1f} times as fast"
     )
-    return [*findings, Finding("compare", "speed", "ok", what)]
+    findings.append(Finding("compare", "speed", "ok", what))
+    if failure := found.get("failure"):
+        what = f"the masks cannot be written: {failure['reason']}"
+        findings.append(Finding("compare", "output", "warning", what, failure["place"], failure["remedy"]))
+    return findings

@@ -6,6 +6,8 @@ process ends.
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +22,13 @@ Level: TypeAlias = Literal["ok", "warning", "problem"]
 
 # A daemon meets them in this order: it reads its settings, proves its share, and takes its device to load a model.
 MATTERS = (ExitCode.SETTINGS, ExitCode.SHARE, ExitCode.DEVICE, ExitCode.MODEL)
+# For errors that bring none.
+_REMEDIES = {
+    "settings": "mend it there; docs/settings.md has every key",
+    "model": "`sam-poll models list` names what can be had; weights of your own are named by their path",
+    "trial": "try `-m demo`: if that works it is this model, not this machine; please report what cannot be explained",
+    "compare": "try another picture, or `--box`; please report what cannot be explained",
+}
 _OF_SECTION = {"settings": ExitCode.SETTINGS, "share": ExitCode.SHARE, "device": ExitCode.DEVICE}
 
 
@@ -87,16 +96,27 @@ def looked(
         return [told(section, name, error)]
     except OSError as error:
         place = str(error.filename) if error.filename else None
-        return [Finding(section, name, sick, f"cannot be used: {error.strerror or error}", place)]
+        return [Finding(section, name, sick, f"cannot be used: {error.strerror or error}", place, remedy_of(error))]
     except Late:
         raise
     except Exception as error:  # noqa: BLE001  one thing that cannot be found out hides no other
-        return [Finding(section, name, "warning", f"cannot be found out: {type(error).__name__}: {error}")]
+        what = f"cannot be found out: {type(error).__name__}: {error}"
+        return [Finding(section, name, "warning", what, None, "nothing depends on it; please report it")]
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about an error of the system."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to read and write there"
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT):
+        return "look at dmesg, the disk, the file server and the network; then mount it again"
+    return "look at it with `ls -l`, and at dmesg"
 
 
 def told(section: str, name: str, error: SamPollError) -> Finding:
     """An error as a problem."""
-    return Finding(section, name, "problem", error.reason, error.place, error.remedy, code_of(error.exit_code))
+    remedy = error.remedy or _REMEDIES.get(section)
+    return Finding(section, name, "problem", error.reason, error.place, remedy, code_of(error.exit_code))
 
 
 def code_of(code: ExitCode) -> ExitCode | None:

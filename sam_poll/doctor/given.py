@@ -1,14 +1,21 @@
 """The settings as the daemon would read them: which file, what it says, and what counts where it cannot be read.
 
-What can still go wrong here: a daemon that is started elsewhere has another environment, and another `./config.yaml`.
+What can still go wrong here: a daemon that is started elsewhere has another environment, and another `./config.yaml`. A
+port that can be had now may be taken when the daemon starts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import http.client
+import importlib.util
 import os
-from collections.abc import Mapping
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam_poll import settings as settings_
 from sam_poll.doctor.findings import Finding, Late, bounded, told
@@ -16,15 +23,24 @@ from sam_poll.errors import SettingsError
 from sam_poll.settings import Settings
 
 LIMIT_S = 20.0
+_ANSWER_S, _MOST_BYTES = 2.0, 1 << 20
 # Shown even where they are as by default; of the others those that are not.
 ALWAYS = ("model", "device", "precision", "formats", "watch.mode", "memory.budget_mib", "lease_s", "load_timeout_s")
 
 
+class Given(NamedTuple):
+    """The settings; whether they name a share, and whether the model is the one that is meant; what is to say."""
+
+    settings: Settings
+    shared: bool
+    modelled: bool
+    found: list[Finding]
+
+
 def look(
     config: Path | None, flags: Mapping[str, Any], env: Mapping[str, str] = os.environ, limit_s: float = LIMIT_S
-) -> tuple[Settings, bool, list[Finding]]:
-    """The settings, whether they name a share, and what is to say about them. Where they are wrong, the flags alone
-    count, or the defaults."""
+) -> Given:
+    """What the daemon would read here. Where that is wrong, the flags alone count, or the defaults."""
     found: list[Finding] = []
     path = config or (Path(env["SAM_POLL_CONFIG"]) if env.get("SAM_POLL_CONFIG") else None)
     try:
@@ -33,11 +49,11 @@ def look(
         settings = bounded(lambda: settings_.load(path, env=env, flags=flags), limit_s)
     except SettingsError as error:
         found.append(told("settings", "file" if path else "environment", error))
-        return _without(flags), "input" in flags, found
+        return _without(flags, found)
     except Late as late:
         remedy = "look at the disk or share it lies on"
         found.append(Finding("settings", "file", "problem", f"cannot be read: {late}", str(path), remedy))
-        return _without(flags), "input" in flags, found
+        return _without(flags, found)
     if path:
         found.append(Finding("settings", "file", "ok", "as it should be", str(settings_.absolute(path))))
     else:
@@ -46,14 +62,59 @@ def look(
         found.append(Finding("settings", "environment", "ok", ", ".join(named)))
     found.append(Finding("settings", "values", "ok", values(settings)))
     # Without a file nobody has named a share: the default of `input` is only a proposal.
-    return settings, "input" in flags or "input" in settings.model_fields_set, found
+    return Given(settings, "input" in flags or "input" in settings.model_fields_set, True, found)
 
 
-def _without(flags: Mapping[str, Any]) -> Settings:
+def _without(flags: Mapping[str, Any], found: list[Finding]) -> Given:
+    """The flags, each by itself: one that is wrong does not hide the others."""
+    good: dict[str, Any] = {}
+    for key, value in flags.items():
+        with contextlib.suppress(SettingsError):
+            settings_.load(None, env={}, flags={**good, key: value})
+            good[key] = value
+    return Given(settings_.load(None, env={}, flags=good), "input" in good, "model" in good, found)
+
+
+def metrics(settings: Settings) -> Iterator[Finding]:
+    """Whether the port for Prometheus can be had: without it no daemon starts."""
+    address = settings.health.metrics
+    if address is None:
+        return
+    if importlib.util.find_spec("prometheus_client") is None:
+        remedy = "pip install 'sam_poll[metrics]', or set health.metrics to null"
+        yield Finding("settings", "metrics", "problem", "need the package prometheus_client", "health.metrics", remedy)
+        return
+    host, _, port = address.rpartition(":")
     try:
-        return settings_.load(None, env={}, flags=flags)
-    except SettingsError:
-        return settings_.load(None, env={})
+        family, kind, *_, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            door.bind(place)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE and _answers(address):
+            what = f"a daemon answers at {address}; a further one needs a port of its own"
+            yield Finding("settings", "metrics", "ok", what, "health.metrics")
+            return
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        remedy = "give each daemon of this machine a port of its own; `ss -ltnp` names who has it"
+        what = f"no port can be opened at {address}: {reason}"
+        yield Finding("settings", "metrics", "problem", what, "health.metrics", remedy)
+        return
+    yield Finding("settings", "metrics", "ok", f"the port can be opened: {address}", "health.metrics")
+
+
+def _answers(address: str) -> bool:
+    """Whether it is one of our daemons that has the port."""
+    host, _, port = address.rpartition(":")
+    here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  asked, not bound
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{here}:{port}/metrics", timeout=_ANSWER_S) as answer:
+            return b"sam_poll_" in answer.read(_MOST_BYTES)
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
 
 
 def values(settings: Settings) -> str:

@@ -14,6 +14,10 @@ from pathlib import Path
 
 from sam_poll.doctor.findings import Finding
 
+# What one more daemon takes: of instances one (watchdog 7; before it, one for each folder), of watches one for each
+# folder, up to the limit of `doors.watch`.
+_INSTANCES, _WATCHES = 1, 64
+
 
 @dataclass(frozen=True, slots=True)
 class Inotify:
@@ -62,22 +66,26 @@ def _instances(process: Path) -> Iterator[str]:
 
 
 def finding(found: Inotify | None, rescan_s: float) -> Finding:
-    """Whether another watcher can be had."""
+    """Whether another daemon can be told of new files."""
     if found is None:
         return Finding("share", "inotify", "ok", f"not on this system; a full look every {rescan_s:g} s finds all")
     what = (
         f"{found.instances} of {found.max_instances} instances and {found.watches:,} of {found.max_watches:,} "
         "watches used by this user"
     )
-    full = [
-        f"fs.inotify.{name}={2 * most}"
-        for name, most, used in (
-            ("max_user_instances", found.max_instances, found.instances),
-            ("max_user_watches", found.max_watches, found.watches),
+    short = {
+        name: (most, most - used)
+        for name, most, used, wanted in (
+            ("max_user_instances", found.max_instances, found.instances, _INSTANCES),
+            ("max_user_watches", found.max_watches, found.watches, _WATCHES),
         )
-        if used >= most
-    ]
-    if not full:
+        if most - used < wanted
+    }
+    if not short:
         return Finding("share", "inotify", "ok", what)
-    what = f"{what}: there is none left, new files are found by the full look every {rescan_s:g} s only"
-    return Finding("share", "inotify", "warning", what, "/proc/sys/fs/inotify", f"sysctl -w {' '.join(full)}")
+    none = any(left <= 0 for _, left in short.values())
+    which = "new files are" if none else "new files of some folders may be"
+    what = f"{what}: {'none' if none else 'few'} left, {which} found by the full look every {rescan_s:g} s only"
+    settings = " ".join(f"fs.inotify.{name}={2 * most}" for name, (most, _) in short.items())
+    remedy = f"sysctl -w {settings}; the same into a file of /etc/sysctl.d, to last"
+    return Finding("share", "inotify", "warning", what, "/proc/sys/fs/inotify", remedy)

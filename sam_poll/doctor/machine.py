@@ -26,7 +26,7 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 # What the libraries under torch, numpy and OpenCV read to choose their number of threads.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_WAIT_POLICY")
 _ENOUGH_MIB = 2048  # torch and its libraries take about 1 GiB of main memory before any model
-_V1 = {"cpu.max": "cpu", "memory.max": "memory/memory.limit_in_bytes", "memory.current": "memory/memory.usage_in_bytes"}
+_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 _UNLIMITED = 2**60  # bytes; cgroup v1 says "no limit" as a number of this size
 
 
@@ -90,15 +90,16 @@ class Limits:
         for group in _groups(root, own):
             cores = _cores(_text(group / "cpu.max"))
             most, used = (_bytes(_text(group / name)) for name in ("memory.max", "memory.current"))
-            limits = limits._tighter(cores, most, used)
+            limits = limits._tighter(cores, most, used, _cached(group / "memory.stat", "inactive_file"))
         v1 = _cores(f"{_text(root / 'cpu/cpu.cfs_quota_us')} {_text(root / 'cpu/cpu.cfs_period_us')}")
-        most, used = (_bytes(_text(root / _V1[name])) for name in ("memory.max", "memory.current"))
-        return limits._tighter(v1, most, used)
+        most, used = (_bytes(_text(root / name)) for name in _V1)
+        return limits._tighter(v1, most, used, _cached(root / "memory/memory.stat", "total_inactive_file"))
 
-    def _tighter(self, cores: float | None, most: float | None, used: float | None) -> Limits:
+    def _tighter(self, cores: float | None, most: float | None, used: float | None, cached: float) -> Limits:
+        """`cached`: what of `used` are files that the kernel gives back when somebody needs the memory."""
         fewer = min((c for c in (self.cores, cores) if c is not None), default=None)
         if most is not None and (self.memory_mib is None or most / MIB < self.memory_mib):
-            return Limits(fewer, most / MIB, (used or 0.0) / MIB)
+            return Limits(fewer, most / MIB, max(0.0, (used or 0.0) - cached) / MIB)
         return Limits(fewer, self.memory_mib, self.used_mib)
 
 
@@ -115,6 +116,11 @@ def _text(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()
     return ""
+
+
+def _cached(stat: Path, name: str) -> float:
+    lines = (line.split() for line in _text(stat).splitlines())
+    return next((_bytes(words[1]) or 0.0 for words in lines if len(words) == 2 and words[0] == name), 0.0)
 
 
 def _cores(text: str) -> float | None:
@@ -152,6 +158,14 @@ def memory(limits: Limits, available: float | None = None) -> Finding:
     return Finding("machine", "memory", "warning", what, None, remedy)
 
 
+def _is_count(word: str) -> bool:
+    """`OMP_NUM_THREADS=4`, also `4,2` (nested); what is no count of threads is left alone."""
+    name, _, value = word.partition("=")
+    return not name.endswith("_NUM_THREADS") or all(
+        part.strip().isdecimal() and int(part) > 0 for part in value.split(",")
+    )
+
+
 def threads(facts: Mapping[str, Any], limits: Limits, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """How many threads torch takes on how many cores, and who said so. `facts` are those of `facts.gather`."""
     cores, count = cores_here(), int(facts.get("threads", 0))
@@ -168,6 +182,10 @@ def threads(facts: Mapping[str, Any], limits: Limits, env: Mapping[str, str] = o
         yield Finding("machine", "threads", "warning", what, "environment", remedy)
     else:
         yield Finding("machine", "threads", "ok", what)
+    if odd := [word for word in set_here if not _is_count(word)]:
+        remedy = f"OMP_NUM_THREADS={max(1, int(usable))}, a whole number of threads, or not at all"
+        what = f"this is no number of threads, and libraries take what they like: {', '.join(odd)}"
+        yield Finding("machine", "threads", "warning", what, "environment", remedy)
     if changed := facts.get("changed"):
         remedy = "set them before the start of the program"
         words = ", ".join(f"{name} from {was or 'nothing'} to {now}" for name, (was, now) in changed.items())

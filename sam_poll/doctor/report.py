@@ -6,6 +6,7 @@ What can still go wrong here: on a terminal of less than about 40 columns the wo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,23 @@ from rich.text import Text
 
 from sam_poll import __version__, console
 from sam_poll.doctor.findings import Finding, exit_code
-from sam_poll.errors import ExitCode
+from sam_poll.errors import ExitCode, SamPollError
 from sam_poll.fs import shown
 
 SECTIONS = ("settings", "machine", "device", "model", "share", "memory", "trial", "compare")
+_REPORT = "this is a bug in sam-poll; please report it, with what stands on stderr"
 _STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def as_json(findings: Sequence[Finding], stages: Mapping[str, float], details: Mapping[str, Any]) -> str:
-    """`details`: what torch, the plan, the trial and the comparison said, in numbers."""
-    code = exit_code(findings)
+def as_json(
+    findings: Sequence[Finding],
+    stages: Mapping[str, float],
+    details: Mapping[str, Any],
+    code: ExitCode | None = None,
+) -> str:
+    """`details`: what torch, the plan, the trial and the comparison said, in numbers. `code`: where the command ends
+    otherwise than by its findings."""
+    code = exit_code(findings) if code is None else code
     counts = {level: sum(f.level == level for f in findings) for level in _STYLE}
     told = [
         {
@@ -45,7 +53,28 @@ def as_json(findings: Sequence[Finding], stages: Mapping[str, float], details: M
         "stages_ms": {name: round(ms, 1) for name, ms in stages.items()},
         **details,
     }
-    return json.dumps(report)
+    return json.dumps(_plain(report))
+
+
+def failed(error: Exception) -> str:
+    """An error that leaves nothing else to tell, as JSON."""
+    known = isinstance(error, SamPollError)
+    reason = error.reason if isinstance(error, SamPollError) else f"unexpected {type(error).__name__}: {error}"
+    place, remedy = (error.place, error.remedy) if isinstance(error, SamPollError) else (None, _REPORT)
+    code = error.exit_code if isinstance(error, SamPollError) else ExitCode.BUG
+    section = "command line" if known else "doctor"
+    return as_json([Finding(section, "error", "problem", reason, place, remedy)], {}, {}, code)
+
+
+def _plain(value: Any) -> Any:
+    """Without what JSON's readers refuse: NaN, infinities, and halves of characters that undecodable names have."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(findings: Sequence[Finding], stages: Mapping[str, float], out: Console) -> None:
@@ -70,7 +99,7 @@ def show(findings: Sequence[Finding], stages: Mapping[str, float], out: Console)
 
 
 def _words(finding: Finding) -> Text:
-    text = Text(shown(finding.what))
+    text = Text("\n".join(map(shown, finding.what.splitlines())))
     if finding.where:
         text.append(f"\n{shown(finding.where)}", style="dim")
     if finding.remedy:

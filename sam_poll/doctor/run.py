@@ -13,7 +13,7 @@ from typing import Any
 
 from sam_poll.console import set_up_log
 from sam_poll.doctor import attempt, cards, child, compare, given, machine, plan, share, weights
-from sam_poll.doctor.findings import Finding, Late, code_of, error_of, looked, told
+from sam_poll.doctor.findings import Finding, Late, Level, code_of, error_of, looked, told
 from sam_poll.errors import DeviceError, ExitCode, SamPollError
 from sam_poll.settings import Settings
 
@@ -50,19 +50,26 @@ def examine(wishes: Wishes, on_step: Callable[[str], None] = lambda step: None) 
     if wishes.share:
         flags["input"] = share.input_of(wishes.share)
     on_step("settings")
-    settings, named, found = given.look(wishes.config, flags)
+    settings, shared, modelled, found = given.look(wishes.config, flags)
     done.findings += found
+    done.findings += _patiently("settings", "metrics", lambda: given.metrics(settings))
     on_step("machine")
     done.findings += _patiently("machine", "system", machine.look)
     on_step("model")
-    done.findings += weights.look(settings)
-    sound = not any(f.section == "model" and f.level == "problem" and f.name == "checkpoint" for f in done.findings)
+    why = "--quick" if wishes.quick else None
+    if modelled:
+        done.findings += weights.look(settings)
+        if any(f.section == "model" and f.level == "problem" and f.name == "checkpoint" for f in done.findings):
+            why = "the checkpoint cannot be used"
+    else:
+        why = "the settings do not tell which model"
+        done.findings.append(Finding("model", "model", "ok", f"not looked at: {why}; mend them, or name one with -m"))
     on_step("share")
-    if named:
+    if shared:
         done.findings += share.look(settings)
     else:
         done.findings.append(Finding("share", "folders", "ok", "not looked at: name one with --share, or in settings"))
-    _tried(settings, wishes, done, load=sound and not wishes.quick, on_step=on_step)
+    _tried(settings, wishes, done, why=why, on_step=on_step)
     return done
 
 
@@ -73,20 +80,23 @@ def _patiently(section: str, name: str, look: Callable[[], Any]) -> list[Finding
         return [Finding(section, name, "warning", f"cannot be found out: {late}")]
 
 
-def _tried(settings: Settings, wishes: Wishes, done: Examined, *, load: bool, on_step: Callable[[str], None]) -> None:
-    """The device and, if `load`, the trial: both by the process that may hang or die."""
+def _tried(
+    settings: Settings, wishes: Wishes, done: Examined, *, why: str | None, on_step: Callable[[str], None]
+) -> None:
+    """The device and the trial: both by the process that may hang or die. `why` no model is loaded; None: it is."""
+    on_step("driver")
+    smi = cards.nvidia_smi()
     beside = None
     if wishes.compare:
         out = str(wishes.out.absolute()) if wishes.out else None
         beside = {"picture": str(wishes.compare.absolute()), "box": wishes.box, "out": out}
-    trial = child.run(settings, load=load, compare=beside, on_stage=lambda stage: on_step(f"trial: {stage}"))
+    trial = child.run(settings, load=not why, compare=beside, on_stage=lambda stage: on_step(f"trial: {stage}"))
     done.ms.update(trial.ms)
     limits = machine.Limits.read()
+    done.findings += _patiently("device", "cards", lambda: cards.look(trial.facts, smi, settings))
     if trial.facts is not None:
         facts = trial.facts
         done.details["device"] = facts
-        wanted = settings.devices or (settings.device,)
-        done.findings += _patiently("device", "cards", lambda: cards.look(facts, cards.nvidia_smi(), wanted))
         done.findings += _patiently("machine", "threads", lambda: machine.threads(facts, limits))
     if trial.plan:
         done.details["plan"] = trial.plan
@@ -99,14 +109,18 @@ def _tried(settings: Settings, wishes: Wishes, done: Examined, *, load: bool, on
     if trial.compare:
         done.details["compare"] = trial.compare
         done.findings += compare.finding(trial.compare)
-    if failed := _failed(trial, settings):
+    if failed := _failed(trial, settings, wishes.compare):
         done.findings.append(failed)
-    elif not load:
-        why = "--quick" if wishes.quick else "the checkpoint is not there"
+    elif why:
         done.findings.append(Finding("trial", "load", "ok", f"not tried: {why}"))
+    if wishes.compare and not trial.trial:
+        remedy = "mend what is wrong above, then ask again"
+        done.findings.append(
+            Finding("compare", "masks", "warning", "not compared: the model was not loaded", None, remedy)
+        )
 
 
-def _failed(trial: child.Told, settings: Settings) -> Finding | None:
+def _failed(trial: child.Told, settings: Settings, picture: Path | None = None) -> Finding | None:
     """What ended the trial: an error it told, or its own end."""
     section = "compare" if trial.trial else "trial"
     name = trial.stage
@@ -115,13 +129,16 @@ def _failed(trial: child.Told, settings: Settings) -> Finding | None:
         finding = told(section, name, error)
         known = type(error) is not SamPollError
         code = code_of(error.exit_code) if known else ExitCode.MODEL
-        level = finding.level if section == "trial" else "warning"
-        return Finding(section, name, level, finding.what, finding.where, finding.remedy, code)
+        level: Level = finding.level if section == "trial" else "warning"
+        where = finding.where or (str(picture) if picture and section == "compare" else None)
+        return Finding(section, name, level, finding.what, where, finding.remedy, code)
     if not trial.trouble:
         return None
-    remedy = (
+    remedy = trial.remedy or (
         "look at `nvidia-smi`, dmesg and the disk; "
         f"a slow disk needs a larger load_timeout_s (now {settings.load_timeout_s:g} s)"
     )
     code = DeviceError.exit_code if name == "device" else None
-    return Finding(section, name, "problem", trial.trouble, settings.model, remedy, code)
+    # The daemon does without the official predictor, and without the masks of a picture at full size on the device.
+    level = "problem" if section == "trial" else "warning"
+    return Finding(section, name, level, trial.trouble, settings.model, remedy, code)

@@ -1,7 +1,9 @@
 """The share: what file system, how new files are noticed, whether a file can travel through it, who works there.
 
 Nothing is changed on it but the probe that `proof` makes and removes, and only where all folders are there already.
-What can still go wrong here: a share that hangs holds a thread of this process until it answers.
+What can still go wrong here: a share that hangs holds a thread of this process until it answers; a process that is
+killed while the probe travels leaves an empty file of that name, which no door takes for a job and the next proof
+removes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from sam_poll.doctor import inotify
 from sam_poll.doctor.findings import Finding, Late, looked
 from sam_poll.doors import lease
 from sam_poll.doors.layout import Layout
-from sam_poll.doors.proof import PROBE, prove
+from sam_poll.doors.proof import PROBE, SENTINEL, prove
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ShareError
 from sam_poll.fs import shown
@@ -33,11 +35,16 @@ SKEW_S = 10.0  # a share's times are shown to people only (`status`); FAT's are 
 GIB = 2**30
 _LITTLE = 1 * GIB  # bytes free; below, some thousand answers of 20 megapixels do not fit any more
 _NOTHING = 16 * 2**20
+_TRIES = 20  # as `proof`
 
 
 def input_of(path: Path, limit_s: float = LIMIT_S) -> Path:
-    """`--share` names the folder to drop into, as for `watch`, or the one above it."""
-    found = looked("share", "folders", lambda: _below(path), limit_s)
+    """`--share` names the folder to drop into, as for `watch`, or the one above it. A share that hangs is told by
+    `look`."""
+    try:
+        found = looked("share", "folders", lambda: _below(path), limit_s)
+    except Late:
+        return path
     return Path(found[0].what) if found and found[0].name == "in" else path
 
 
@@ -66,7 +73,7 @@ def look(settings: Settings, limit_s: float = LIMIT_S) -> list[Finding]:
             remedy = "look at the file server and the network (`ls` hangs, too); then mount it again"
             what = f"the share hangs: {late}; nothing further was looked at"
             return [*findings, Finding("share", name, "problem", what, str(layout.input), remedy)]
-        if not any(f.level == "ok" for f in findings if f.name == "folders"):
+        if any(f.level == "problem" for f in findings if f.name == "folders"):
             break  # there is nothing to look at
     return findings
 
@@ -76,20 +83,42 @@ def _missing(layout: Layout) -> list[str]:
 
 
 def _folders(layout: Layout) -> Iterator[Finding]:
-    missing = _missing(layout)
-    if "input" in missing:
+    missing, place = _missing(layout), str(layout.input)
+    if "input" in missing and not os.path.lexists(layout.input) and not layout.input.parent.is_dir():
         remedy = f"mount it, or `mkdir -p {layout.input}`"
-        raise ShareError("the share is not there", place=str(layout.input), remedy=remedy)
+        raise ShareError("the share is not there", place=place, remedy=remedy)
     if not missing:
-        yield Finding("share", "folders", "ok", "all five are there", str(layout.input))
+        yield Finding("share", "folders", "ok", "all five are there", place)
         return
-    names = ", ".join(missing)
-    yield Finding("share", "folders", "ok", f"not made yet: {names}; the first `sam-poll watch` makes them")
+    what = f"not made yet: {', '.join(missing)}; the first `sam-poll watch` makes them"
+    if "input" in missing:  # a daemon takes it for a new share, as it would take the bare mountpoint of an old one
+        remedy = f"mount the share if this is its mountpoint; on a new one `mkdir {layout.input}`"
+        yield Finding("share", "folders", "warning", what, place, remedy)
+    else:
+        yield Finding("share", "folders", "ok", what, place)
     for name in missing:
-        above = next(parent for parent in layout.folders[name].parents if parent.exists())
-        if not os.access(above, os.W_OK | os.X_OK):
-            remedy = f"let user {os.getuid()} write there, or make it"
-            yield Finding("share", name, "problem", "cannot be made: no right to write above it", str(above), remedy)
+        yield from _makeable(name, layout.folders[name])
+
+
+def _makeable(name: str, folder: Path) -> Iterator[Finding]:
+    """A problem where a missing folder cannot be made."""
+    if os.path.lexists(folder):
+        what = "is a link to something that is not there" if folder.is_symlink() else "is no folder"
+        remedy = f"move it away, or name another folder as `{name}`"
+        yield Finding("share", name, "problem", what, str(folder), remedy)
+        return
+    above = _above(folder)
+    if not above.is_dir():
+        remedy = f"move that file away, or name another folder as `{name}`"
+        yield Finding("share", name, "problem", f"cannot be made: {above} is no folder", str(folder), remedy)
+    elif not os.access(above, os.W_OK | os.X_OK):
+        remedy = f"let user {os.getuid()} write there, or make it"
+        yield Finding("share", name, "problem", "cannot be made: no right to write above it", str(above), remedy)
+
+
+def _above(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _file_system(layout: Layout) -> Iterator[Finding]:
@@ -130,10 +159,28 @@ def _watching(settings: Settings) -> Iterator[Finding]:
 def _rename(layout: Layout, settings: Settings) -> Iterator[Finding]:
     sentinel = settings.sentinel and absolute(settings.sentinel)
     if _missing(layout):
-        yield Finding("share", "rename", "ok", "not tried: some of its folders are not made yet")
+        yield from _foreseen(layout, sentinel)
         return
     prove(layout, sentinel)
+    with contextlib.suppress(FileNotFoundError):
+        (layout.work / SENTINEL).read_bytes()  # OSError: of another user, and not for us
     yield Finding("share", "rename", "ok", "a file travelled through all five folders, and was removed")
+
+
+def _foreseen(layout: Layout, sentinel: Path | None) -> Iterator[Finding]:
+    """What the daemon's proof will refuse, as far as it can be told before all folders are there."""
+    if sentinel and not sentinel.exists():
+        remedy = "mount the share; on a new one make the file once, with touch"
+        yield Finding("share", "sentinel", "problem", "it is missing: the share counts as away", str(sentinel), remedy)
+    here = _above(layout.input)
+    apart = [name for name, folder in layout.folders.items() if _above(folder).stat().st_dev != here.stat().st_dev]
+    if not apart:
+        yield Finding("share", "rename", "ok", "not tried: some of its folders are not made yet")
+        return
+    what = f"`input` and {', '.join(f'`{name}`' for name in apart)} are on different file systems: renaming fails"
+    place = f"{here} → {_above(layout.folders[apart[0]])}"
+    remedy = "put all five folders on one mount (in Docker: mount their parent, not each of them)"
+    yield Finding("share", "rename", "problem", what, place, remedy)
 
 
 def _space(layout: Layout) -> Iterator[Finding]:
@@ -158,24 +205,39 @@ def _clock(layout: Layout) -> Iterator[Finding]:
     """The time that the share gives a file just written, beside ours."""
     if _missing(layout):
         return
-    probe = layout.input / PROBE  # the next proof overwrites what we should leave of it
-    before = time.time()
-    try:
-        probe.write_bytes(b"")
-        stamped, after = probe.stat().st_mtime, time.time()
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
+    before, stamped, after = _stamp(layout.input / PROBE)
     skew = 0.0 if before <= stamped <= after else min(stamped - before, stamped - after, key=abs)
     if abs(skew) <= SKEW_S:
         yield Finding("share", "clock", "ok", f"the share's and this machine's differ by {abs(skew):.1f} s at most")
         return
     what = f"the share's clock is {abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
-    remedy = "set both by NTP. No job is lost by it, but `sam-poll status` shows wrong ages"
+    remedy = (
+        "set both by NTP. No job is lost by it, but `sam-poll status` shows wrong ages, and may show daemons of other "
+        "machines as dead that live"
+    )
     yield Finding("share", "clock", "warning", what, str(layout.input), remedy)
 
 
+def _stamp(probe: Path) -> tuple[float, float, float]:
+    """Our time, the file's, and ours again. The next proof overwrites what we should leave of the file; a proof that
+    is made just now renames it away, so that there may be several tries."""
+    for patience in range(_TRIES, -1, -1):
+        before = time.time()
+        try:
+            probe.write_bytes(b"")
+            return before, probe.stat().st_mtime, time.time()
+        except FileNotFoundError:
+            if not patience:
+                raise
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+    raise AssertionError("the last try returns or raises")
+
+
 def _daemons(layout: Layout, settings: Settings) -> Iterator[Finding]:
+    if layout.work.exists() and not layout.work.is_dir():
+        return  # told already
     now = time.time()
     found = [said for worker, path in sorted(lease.workers(layout.work)) if (said := lease.read(worker, path, now))]
     living = [said for said in found if said["alive"]]

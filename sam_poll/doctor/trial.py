@@ -6,11 +6,15 @@ when it hangs or dies. What can still go wrong here: whatever a driver or a libr
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import faulthandler
 import json
 import os
+import pickle
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +24,7 @@ from loguru import logger
 
 from sam_poll.console import set_up_log
 from sam_poll.doctor import facts
-from sam_poll.doctor.findings import error_told
+from sam_poll.doctor.findings import error_told, remedy_of
 from sam_poll.doctor.machine import THREADS
 from sam_poll.engines import devices
 from sam_poll.errors import ExitCode, ModelError, SamPollError
@@ -35,22 +39,31 @@ def main() -> None:
     """The process: one order, then lines until it is done."""
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not ours
+    faulthandler.enable()  # where it was when a library crashes
     set_up_log("text", "WARNING")
 
     def tell(**event: Any) -> None:
         words.write(json.dumps(event) + "\n")
         words.flush()
 
-    order = json.loads(sys.stdin.read())
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_alone, name="end-alone", daemon=True).start()
     run(order, tell)
     tell(end=True)
 
 
+def _end_alone() -> None:
+    """Ends this process when the one that started it has ended, however that was: its end of our stdin is closed."""
+    while os.read(0, 1):
+        pass
+    os._exit(ExitCode.OK)
+
+
 def run(order: dict[str, Any], tell: Tell) -> None:
-    """`order`: `settings` (as JSON), `load`, and `compare` (`picture`, `box`, `out`) or None."""
+    """`order`: `settings` (`child.order_of`), `load`, and `compare` (`picture`, `box`, `out`) or None."""
     stages = Stages(tell)
     try:
-        settings = Settings.model_validate_json(order["settings"])
+        settings: Settings = pickle.loads(base64.b64decode(order["settings"]))  # noqa: S301  from `child`
         _meet(stages, tell)
         if order["load"]:
             _work(settings, order.get("compare"), stages, tell)
@@ -58,7 +71,12 @@ def run(order: dict[str, Any], tell: Tell) -> None:
         tell(error=error_told(error))
     except Exception as error:  # noqa: BLE001  the last place where it can be told
         reason = (str(error).strip().splitlines() or [""])[0]
-        tell(error={"reason": f"{type(error).__name__}: {reason}", "exit_code": int(ExitCode.MODEL)})
+        place, remedy = None, None
+        if isinstance(error, OSError):
+            reason, remedy = error.strerror or reason, remedy_of(error)
+            place = str(error.filename) if error.filename else None
+        told = {"reason": f"{type(error).__name__}: {reason}", "place": place, "remedy": remedy}
+        tell(error={**told, "exit_code": int(ExitCode.MODEL)})
 
 
 class Stages:

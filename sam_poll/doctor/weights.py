@@ -5,6 +5,7 @@ What can still go wrong here: a file on a slow share is not read to its end with
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from sam_poll.doctor.findings import Finding, Late, looked
@@ -39,7 +40,12 @@ def _place(settings: Settings) -> Iterator[Finding]:
     if path is None or not path.is_file():
         known = settings.model in catalog.MODELS
         remedy = f"run `sam-poll models download {spec.name}`" if known else "check the path, or `sam-poll models list`"
-        raise ModelError("the checkpoint is not there", place=str(path), remedy=remedy)
+        is_folder = path is not None and path.is_dir()
+        what = "the checkpoint is a folder" if is_folder else "the checkpoint is not there"
+        raise ModelError(what, place=str(path), remedy="name the file in it" if is_folder else remedy)
+    if not os.access(path, os.R_OK):
+        remedy = f"let user {os.getuid()} read it"
+        raise ModelError("the checkpoint may not be read by this user", place=str(path), remedy=remedy)
     size = path.stat().st_size
     what = f"{size / MIB:,.1f} MiB"
     entry = next((model for model in catalog.MODELS.values() if model.filename == path.name), None)
