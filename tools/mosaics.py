@@ -21,8 +21,9 @@ from rasterio.transform import from_origin
 
 PITCH = 620  # pixels from shape to shape
 RADIUS = (190.0, 270.0)  # about what the bundled model was trained on, when it sees windows of 768 to 1280 pixels
+HOLE = 0.45  # a ring's hole, in parts of its radius
 CRS, METRE = "EPSG:32633", 0.1  # UTM, 10 cm a pixel
-KINDS = ("ellipse", "rectangle")
+KINDS = ("ellipse", "rectangle")  # of which the benchmark's mosaic is made; `ring` as well, if asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +44,8 @@ class Match:
     labels: int
 
 
-def draw(seed: int, side: int, kinds: tuple[str, ...] = KINDS) -> Mosaic:
-    """A square mosaic of `side` pixels; shapes stay inside it."""
+def draw(seed: int, side: int, kinds: tuple[str, ...] = KINDS, radius: tuple[float, float] = RADIUS) -> Mosaic:
+    """A square mosaic of `side` pixels; shapes stay inside it. `radius`: how far they reach, at least and at most."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(60, 196, 3)
     pixels = np.empty((side, side, 3), np.uint8)
@@ -53,14 +54,17 @@ def draw(seed: int, side: int, kinds: tuple[str, ...] = KINDS) -> Mosaic:
     number = 0
     for row in range(side // PITCH):
         for column in range(side // PITCH):
-            reach = rng.uniform(*RADIUS)
+            reach = rng.uniform(*radius)
             slack = PITCH / 2 - reach
             centre = (np.array([column, row]) + 0.5) * PITCH + rng.uniform(-slack, slack, 2)
-            outline = np.rint(_outline(str(rng.choice(kinds)), rng, reach) + centre).astype(np.int32)
+            kind = str(rng.choice(kinds))
+            outline = _outline(kind, rng, reach)
+            holes = [HOLE * outline] if kind == "ring" else []
+            contours = [np.rint(line + centre).astype(np.int32) for line in (outline, *holes)]
             colour = _colour(rng, ground)
             number += 1
-            cv2.fillPoly(pixels, [outline], colour.tolist(), lineType=cv2.LINE_AA)
-            cv2.fillPoly(truth, [outline], number)
+            cv2.fillPoly(pixels, contours, colour.tolist(), lineType=cv2.LINE_AA)
+            cv2.fillPoly(truth, contours, number)
     for start in range(0, side, 512):  # in strips: noise as float32 would take more than the mosaic
         strip = pixels[start : start + 512]
         strip[:] = np.clip(strip + rng.normal(0, 3, strip.shape[:2]).astype(np.float32)[..., None], 0, 255)
@@ -71,7 +75,7 @@ def _outline(kind: str, rng: np.random.Generator, reach: float) -> npt.NDArray[n
     turn = rng.uniform(0, np.pi)
     around = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     ratio = rng.uniform(0.6, 1)
-    if kind == "ellipse":
+    if kind in ("ellipse", "ring"):
         angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
         points = reach * np.stack([np.cos(angles), ratio * np.sin(angles)], 1)
     else:
