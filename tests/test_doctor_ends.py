@@ -256,7 +256,8 @@ def test_each_end_of_the_trial_has_the_remedy_that_helps_against_it(
 ) -> None:
     if remedy == "PYTORCH":
         monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "nonsense")
-    head = "import faulthandler, os, signal, sys; faulthandler.enable(); print('{\\"stage\\": \\"torch\\"}', flush=True); "
+    head = "import faulthandler, os, signal, sys; faulthandler.enable(); "
+    head += """print('{"stage": "torch"}', flush=True); """
     settings = load(None, env={}, flags={"model": "demo"})
     found = run._failed(child.run(settings, limit_s=60, code=head + end), settings)
     assert found
