@@ -177,7 +177,7 @@ def test_a_driver_that_fails_in_the_middle_of_a_question_is_told(monkeypatch: py
 
 
 def test_without_a_card_the_cpu_is_fine_unless_a_card_was_asked_for() -> None:
-    none = {"torch": "2", "cuda": None, "cards": []}
+    none: dict[str, Any] = {"torch": "2", "cuda": None, "cards": []}
     assert the(list(cards.look(none, None, device("auto"))), "card").level == "ok"
     asked = the(list(cards.look(none, None, device("cuda:0"))), "card")
     assert asked.exit_code is ExitCode.DEVICE
@@ -217,7 +217,7 @@ def test_a_driver_in_trouble_is_a_warning_with_its_own_words(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     smi = cards.nvidia_smi()
-    none = {"torch": "2", "cuda": "13", "cards": []}
+    none: dict[str, Any] = {"torch": "2", "cuda": "13", "cards": []}
     for facts_ in (none, None):  # also where torch hangs in the same driver and tells nothing
         found = the(list(cards.look(facts_, smi, device("auto"))), "driver")
         assert found.level == "warning"
@@ -242,7 +242,7 @@ def test_the_driver_is_asked_without_waiting_for_what_it_has_started(
 
 
 def test_a_card_that_is_hidden_by_the_environment_is_told_so() -> None:
-    none = {"torch": "2", "cuda": "13", "cards": []}
+    none: dict[str, Any] = {"torch": "2", "cuda": "13", "cards": []}
     told = list(cards.look(none, RTX, device("cuda"), {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_ALLOC_CONF": "x:1"}))
     problem = the(told, "card")
     assert "CUDA_VISIBLE_DEVICES= hides" in problem.what
@@ -251,8 +251,15 @@ def test_a_card_that_is_hidden_by_the_environment_is_told_so() -> None:
 
 
 def test_a_broken_card_that_the_settings_do_not_take_is_a_warning_only() -> None:
-    fine = {"device": "cuda:0", "name": "A", "capability": "9.0", "free_mib": 9e4, "total_mib": 9e4, "precision": "x"}
-    broken = {"device": "cuda:1", "error": {"reason": "has fallen off the bus"}}
+    fine: dict[str, Any] = {
+        "device": "cuda:0",
+        "name": "A",
+        "capability": "9.0",
+        "free_mib": 9e4,
+        "total_mib": 9e4,
+        "precision": "x",
+    }
+    broken: dict[str, Any] = {"device": "cuda:1", "error": {"reason": "has fallen off the bus"}}
     facts_ = {"torch": "2", "cuda": "13", "cards": [fine, broken]}
     for flags, level in (
         ({"device": "auto"}, "warning"),
@@ -266,7 +273,7 @@ def test_a_broken_card_that_the_settings_do_not_take_is_a_warning_only() -> None
 
 
 def test_a_machine_whose_settings_say_cpu_is_not_warned_of_its_torch_without_cuda() -> None:
-    none = {"torch": "2", "cuda": None, "cards": []}
+    none: dict[str, Any] = {"torch": "2", "cuda": None, "cards": []}
     assert {f.level for f in cards.look(none, RTX, device("cpu"))} == {"ok"}
 
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Away from the checkout's config.yaml, and with no settings from outside."""
     monkeypatch.chdir(tmp_path)
-    for name in [n for n in os.environ if n.startswith("SAM_POLL_")]:
+    for name in [n for n in os.environ if n.startswith("SAM_POLL_") or n in child.ALLOCATOR]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SAM_POLL_CACHE", str(tmp_path / "models"))
 

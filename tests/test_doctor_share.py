@@ -339,3 +339,29 @@ def test_a_sentinel_of_another_user_that_may_not_be_read_is_a_problem(
     problem = the(share.look(settings_for(proved)), "rename")
     assert (problem.level, problem.where) == ("problem", str(proved.layout.work / SENTINEL))
     assert "runs as user" in (problem.remedy or "")
+
+
+def test_a_folder_that_this_user_may_not_read_is_a_problem_though_a_file_travels_through_it(
+    proved: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != proved.layout.input and real(path, mode))
+    problem = the(share.look(settings_for(proved)), "input")
+    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input))
+
+
+def test_a_folder_that_may_not_be_written_to_is_a_problem_before_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare(tmp_path)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "in" and real(path, mode))
+    found = share.look(load(None, env={}, flags={"input": tmp_path / "in", "model": "demo"}))
+    assert [f.name for f in found if f.level == "problem"] == ["input"]
+
+
+def test_where_no_file_can_be_written_the_clock_is_not_asked(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: True)
+    found = share.look(settings_for(proved))
+    assert [f.name for f in found if f.level == "problem"] == ["rename"]
+    assert not about(found, "clock")

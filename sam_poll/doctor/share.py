@@ -9,6 +9,7 @@ removes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ from loguru import logger
 from sam_poll.app import layout_of, manners_of
 from sam_poll.console import alarms_of, count
 from sam_poll.doctor import inotify
-from sam_poll.doctor.findings import Finding, Late, looked
+from sam_poll.doctor.findings import Finding, Late, looked, remedy_of
 from sam_poll.doors import lease
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.proof import PROBE, SENTINEL, prove
@@ -67,6 +68,8 @@ def look(settings: Settings, limit_s: float = LIMIT_S) -> list[Finding]:
     ]
     findings: list[Finding] = []
     for name, run in looks:
+        if name == "clock" and any(f.level == "problem" and f.name == "rename" for f in findings):
+            continue  # no file can be written there
         try:
             findings += looked("share", name, run, limit_s, sick="problem")
         except Late as late:
@@ -164,7 +167,16 @@ def _rename(layout: Layout, settings: Settings) -> Iterator[Finding]:
     prove(layout, sentinel)
     with contextlib.suppress(FileNotFoundError):
         (layout.work / SENTINEL).read_bytes()  # OSError: of another user, and not for us
+    yield from _closed(layout, os.R_OK, "it may not be read")  # which a file that travels does not need
     yield Finding("share", "rename", "ok", "a file travelled through all five folders, and was removed")
+
+
+def _closed(layout: Layout, rights: int, what: str) -> Iterator[Finding]:
+    """The folders that are there, and that this user has not these rights to."""
+    for name, folder in layout.folders.items():
+        if folder.is_dir() and not os.access(folder, rights):
+            remedy = remedy_of(PermissionError(errno.EACCES, ""))
+            yield Finding("share", name, "problem", what, str(folder), remedy)
 
 
 def _foreseen(layout: Layout, sentinel: Path | None) -> Iterator[Finding]:
@@ -172,6 +184,7 @@ def _foreseen(layout: Layout, sentinel: Path | None) -> Iterator[Finding]:
     if sentinel and not sentinel.exists():
         remedy = "mount the share; on a new one make the file once, with touch"
         yield Finding("share", "sentinel", "problem", "it is missing: the share counts as away", str(sentinel), remedy)
+    yield from _closed(layout, os.R_OK | os.W_OK | os.X_OK, "it may not be read and written to")
     here = _above(layout.input)
     apart = [name for name, folder in layout.folders.items() if _above(folder).stat().st_dev != here.stat().st_dev]
     if not apart:
