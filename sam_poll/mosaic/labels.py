@@ -32,6 +32,7 @@ from sam_poll.mosaic.tiles import Area, Cut, Tile
 Between = Callable[[int], None]  # called with each tile's number before work on it
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 BLOCKS = range(512, 0, -16)  # sides that the file's blocks may have; it is the first that divides the tiles
+BESIDE = ("-journal", "-wal", "-shm", ".aux.xml", ".ovr", ".msk")  # how what is made beside a file is called
 MAKE_ROOM = "make room on the disk and start it again: finished tiles are kept"
 
 
@@ -198,6 +199,14 @@ def write(path: Path, source: Source, state: State, cut: Cut, known: Tables, fin
             raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
     if not whole:
         raise ShareError("the labels are not on the disk as they were written", place=str(path), remedy=MAKE_ROOM)
+
+
+def put(made: Path, place: Path) -> None:
+    """Rename an output to its place. What programs have made beside an older one of that name goes first: SQLite would
+    play its journal into the new GeoPackage, GDAL show its overviews for those of the new raster. OSError."""
+    for ending in BESIDE:
+        place.with_name(place.name + ending).unlink(missing_ok=True)
+    made.replace(place)
 
 
 def _profile(source: Source, cut: Cut) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from sam_poll.mosaic.tiles import Cut
 
 LAYER = "labels"
 AT_ONCE = 2000  # polygons written together
-_PIECES = 64  # of one label, before they are joined early
 
 Row = tuple[int, float, int, float, float]  # label, score, area_px, area, perimeter
 FIELDS = ("label", "score", "area_px", "area", "perimeter")
@@ -54,8 +53,6 @@ def shapes(
         for drawn, value in traced:
             own = pieces.setdefault(int(value), [])
             own.append(affinity.translate(shapely.geometry.shape(drawn), tile.core.x0, tile.core.y0))
-            if len(own) > _PIECES:
-                pieces[int(value)] = [shapely.union_all(own)]
         for label in sorted(label for label in pieces if final.last[label] <= tile.number):
             own = pieces.pop(label)
             whole = shapely.union_all(own) if len(own) > 1 else own[0]
@@ -87,19 +84,14 @@ def write(folder: Path, names: tuple[str, str], source: Source, found: Iterator[
         text.write("\n]}\n")
 
 
-def clear_beside(geopackage: Path) -> None:
-    """Remove what a program that has the old GeoPackage of this name open keeps beside it: SQLite would play it into
-    the new one. OSError."""
-    for ending in ("-journal", "-wal", "-shm"):
-        geopackage.with_name(geopackage.name + ending).unlink(missing_ok=True)
-
-
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """An OSError names the file, and what to do."""
+    """An OSError of this file names it, and what to do."""
     try:
         yield
     except OSError as error:
+        if error.filename is not None and str(error.filename) != str(path):
+            raise  # of a tile
         reason = f"the polygons cannot be written: {error.strerror or error}"
         raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
