@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib.util
 import os
 import signal
 import socket
@@ -38,10 +39,10 @@ from sam_poll.errors import ExitCode, ModelError, SettingsError
 from sam_poll.fleet import Fleet, Post
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.member import Equipment
-from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.pipeline import Begin, Pipeline, Sizes
 from sam_poll.predictor import Predictor
 from sam_poll.settings import Settings, absolute
-from sam_poll.types import Engine, Format, Job, Result
+from sam_poll.types import Engine, Format, Job, Pieces, Result
 
 LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -274,6 +275,7 @@ def watch(
         with workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
             how = how or ("events" if manners.events else "polling")
             logger.info("watching {} ({}), answers in {}", layout.input, how, layout.output)
+            door.hands = work.hands
             with _watched(settings, signs, door, stop, notify, console):
                 work.run(door, stop)
         now = signs.stats.now()
@@ -302,6 +304,7 @@ def workforce(
             posts,
             stop,
             writers=writers,
+            pieces=can_make_mosaics(),
             stats=signs.stats,
             alarms=signs.alarms,
             intake=signs.intake,
@@ -321,7 +324,27 @@ def workforce(
         alarms=signs.alarms,
         intake=signs.intake,
         device=signs.device,
+        pieces=pieces_of(settings, model_type),
     )
+
+
+def can_make_mosaics() -> bool:
+    """Whether the extra `geo` is installed."""
+    return all(importlib.util.find_spec(name) for name in ("rasterio", "pyogrio", "shapely"))
+
+
+def pieces_of(settings: Settings, model_type: str | None) -> Begin | None:
+    """What begins a mosaic; None where the extra `geo` is not installed."""
+    if not can_make_mosaics():
+        return None
+    name = engines.identity(engines.resolve(settings.model, config=settings.model_cfg, model_type=model_type))
+    return partial(_mosaic, name)
+
+
+def _mosaic(model: str, job: Job, between: Callable[[], None]) -> Pieces:
+    from sam_poll.mosaic.jobs import begin  # here, for a second and some memory that most daemons can save
+
+    return begin(job, between, model=model)
 
 
 def devices_of(settings: Settings) -> list[str]:
@@ -363,7 +386,8 @@ def env_of(names: Sequence[str]) -> dict[str, str]:
 
 def equip(settings: Settings, device: str, model_type: str | None, cores: int, menu: Menu = formats_of) -> Equipment:
     """What a fleet's process needs for one device. Runs in that process."""
-    return engine_of(settings, model_type=model_type, device=device), menu(settings), sizes_of(settings, cores)
+    engine = engine_of(settings, model_type=model_type, device=device)
+    return Equipment(engine, menu(settings), sizes_of(settings, cores), pieces_of(settings, model_type))
 
 
 @contextmanager

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
 from sam_poll.fs import NO_FILE, open_plain, shown
 from sam_poll.types import Job
 
 _MAX_BYTES = 2 << 30
+_LENGTH = "has {:,} bytes, but the prompt's image_bytes says {:,}"
+_HASH = "is not the file whose SHA-256 the prompt's image_sha256 names"
 _Seen: TypeAlias = tuple[int, int, int]  # inode, bytes, time of change
 
 
@@ -60,9 +62,33 @@ def check(job: Job, data: bytes) -> None:
     """Whether the picture is the very file that the prompt names, if it does."""
     differs = None
     if job.nbytes is not None and job.nbytes != len(data):
-        differs = f"has {len(data):,} bytes, but the prompt's image_bytes says {job.nbytes:,}"
+        differs = _LENGTH.format(len(data), job.nbytes)
     elif job.sha256 is not None and job.sha256 != hashlib.sha256(data).hexdigest():
-        differs = "is not the file whose SHA-256 the prompt's image_sha256 names"
+        differs = _HASH
+    _refuse(job, differs)
+
+
+def check_file(job: Job) -> None:
+    """As `check`, of a picture that is not to be read whole; OSError."""
+    assert isinstance(job.picture, Path)
+    differs = None
+    with open_plain(job.picture) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        if job.nbytes is not None and job.nbytes != nbytes:
+            differs = _LENGTH.format(nbytes, job.nbytes)
+        elif job.sha256 is not None and job.sha256 != _digest(file):
+            differs = _HASH
+    _refuse(job, differs)
+
+
+def _digest(file: BinaryIO) -> str:
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
+
+
+def _refuse(job: Job, differs: str | None) -> None:
     if differs:
         raise UnfinishedError(differs, place=name(job), remedy="copy the picture again, or mend the prompt")
 

@@ -18,7 +18,7 @@ from sam_poll.cvat import commands as cvat_commands
 from sam_poll.doctor.command import doctor
 from sam_poll.errors import ExitCode, ShareError, UsageError
 from sam_poll.given import Device, Formats, In, Log, LogLevel, Model, ModelCfg, ShareConfig, settings_of
-from sam_poll.mosaic.commands import mosaic
+from sam_poll.mosaic_cli import mosaic
 from sam_poll.redis_cli import redis
 from sam_poll.reporting import reports, say
 from sam_poll.serve.commands import serve

@@ -49,7 +49,12 @@ class Endings:
         return bool(self._unwritten)
 
     def reject(self, task: Task, error: SamPollError) -> None:
-        """Refuse the job, with the reason."""
+        """Refuse the job, with the reason; what only helps with another's is none of its own to refuse."""
+        if task.job.helps:
+            logger.warning("no more help with {}: {}", shown(task.job.id), shown(error))
+            self.release(task)
+            return
+        self._close(task)
         task.refused = True  # if that cannot be written either, it must wait
         try:
             if not self.persist(lambda: self._door.reject(task.job, error), task):
@@ -69,8 +74,9 @@ class Endings:
     def give_back(self, task: Task, give: Callable[[], None], why: Exception | None) -> None:
         """Give the job back by calling `give`."""
         name = shown(task.job.id)
+        self._close(task)
         try:
-            give()
+            self._door.release(task.job) if task.job.helps else give()
             if why:
                 logger.warning("job {} goes back: {}", name, shown(why))
         except LostError as error:
@@ -81,8 +87,18 @@ class Endings:
 
     def lost(self, task: Task, error: LostError) -> None:
         """The job is somebody else's."""
+        if task.job.helps:
+            self.release(task)
+            return
+        self._close(task)
         logger.warning("job {}: {}", shown(task.job.id), error)
         self.gone(error.code)
+
+    @staticmethod
+    def _close(task: Task) -> None:
+        task.proved.set()
+        if task.pieces:
+            task.pieces.close()
 
     def gone(self, code: str = "") -> None:
         """A job has ended here without an answer or a refusal."""

@@ -90,6 +90,7 @@ class Fleet:
     """`with Fleet(…) as fleet: fleet.run(door, stop)`. Entering starts the processes and waits until all are ready.
 
     `ModelError` and the like from entering: one of them cannot be made ready. `device` beats as the slowest of them.
+    `pieces`: they can do jobs in pieces.
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class Fleet:
         command: Sequence[str] = COMMAND,
         drain_s: float = Sizes.drain_s,
         pause_s: float = 1.0,
+        pieces: bool = False,
     ) -> None:
         self._members = [_Member(post) for post in posts]
         self._info: ModelInfo | None = None
+        self._pieces = pieces
         self._stop, self._command, self._drain_s, self._pause_s = stop, list(command), drain_s, pause_s
         self.stats, self._alarms = stats or Stats(), alarms or Alarms()
         self._intake, self._device = intake or Pulse(), device or Pulse()
@@ -131,6 +134,11 @@ class Fleet:
     def ooms(self) -> int:
         """How often the devices' memory has not been enough."""
         return self._ooms + sum(m.ooms for m in self._members)
+
+    @property
+    def hands(self) -> int:
+        """As `Pipeline.hands`."""
+        return len(self._members) if self._pieces else 0
 
     # ── start and end ──
 
@@ -214,14 +222,15 @@ class Fleet:
         # One that comes as bytes may have a name that many have.
         picture = job.name if isinstance(job.picture, Path) else images.digest_of(job.picture)
         with self._changed:  # to the end: a process may be buried at any moment, and must then have it or not
-            if any(picture in m.pictures for m in self._members):
+            if not job.helps and any(picture in m.pictures for m in self._members):
                 self._changed.wait_for(lambda: any(m.wants and picture in m.pictures for m in self._members), _SAME_S)
             else:
                 self._changed.wait_for(lambda: any(m.wants for m in self._members), _POLL_S)
             wanting = [m for m in self._members if m.wants]
             if not wanting:
                 return False
-            member = min(wanting, key=lambda m: (picture not in m.pictures, len(m.jobs)))
+            # A part of a picture that another one works on is for those that do not.
+            member = min(wanting, key=lambda m: ((picture in m.pictures) == job.helps, len(m.jobs)))
             self._numbers += 1
             member.jobs[self._numbers] = job
             member.wants = False

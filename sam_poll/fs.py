@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ NAME_MAX = 255  # bytes; ext4, XFS, and most others
 _serial = itertools.count()
 NO_FILE = {errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
 
 
@@ -56,10 +58,25 @@ class Whole:
 
     def write(self, path: Path, body: bytes) -> None:
         """Write under a temporary name, and flush to disk."""
+        write_synced(self._temporary(path), body)
+
+    def take(self, path: Path, file: Path) -> None:
+        """A file that is written already, on the same file system; it stays where it is, too."""
+        temporary = self._temporary(path)
+        try:
+            os.link(file, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(file, temporary)
+            with temporary.open("rb") as copy:
+                os.fsync(copy.fileno())
+
+    def _temporary(self, path: Path) -> Path:
         folder = path.parent if self._folder is None else self._folder
         temporary = folder / f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp"
         self._files.append((temporary, path))
-        write_synced(temporary, body)
+        return temporary
 
     def show(self) -> None:
         """Give the files their names."""

@@ -14,14 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from loguru import logger
 
 from sam_poll.alarms import Alarms
 from sam_poll.errors import ExitCode, LostError, SamPollError
 from sam_poll.fs import shown
-from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.pipeline import Begin, Pipeline, Sizes
 from sam_poll.stats import Pulse, Stats
 from sam_poll.types import Document, Engine, Format, Job
 from sam_poll.wire import Wire, portable
@@ -29,7 +29,16 @@ from sam_poll.wire import Wire, portable
 BEAT_S = 0.5
 _POLL_S = 0.1
 
-Equipment: TypeAlias = tuple[Engine, Sequence[Format] | Mapping[str, Format], Sizes]
+
+class Equipment(NamedTuple):
+    """What a process needs for its pipeline."""
+
+    engine: Engine
+    formats: Sequence[Format] | Mapping[str, Format]
+    sizes: Sizes
+    pieces: Begin | None = None
+
+
 Equip: TypeAlias = Callable[[], Equipment]  # travels as a pickle: a function of a module, maybe with arguments
 
 
@@ -160,9 +169,9 @@ def serve(wire: Wire) -> ExitCode:
         equip, log_level = wire.receive()
         _log_to(wire, log_level)
         threading.Thread(target=door.listen, name="wire", daemon=True).start()
-        engine, formats, sizes = equip()
-        pulse = Pulse()
-        pipeline = Pipeline(engine, formats, sizes=sizes, stats=FarStats(wire), alarms=FarAlarms(wire), device=pulse)
+        engine, formats, sizes, pieces = Equipment(*equip())
+        pulse, stats, alarms = Pulse(), FarStats(wire), FarAlarms(wire)
+        pipeline = Pipeline(engine, formats, sizes=sizes, stats=stats, alarms=alarms, device=pulse, pieces=pieces)
         wire.send("ready", engine.info)
         threading.Thread(target=_beat, args=(wire, engine, pulse), name="beat", daemon=True).start()
         pipeline.run(door, stop)

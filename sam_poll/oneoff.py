@@ -19,7 +19,7 @@ from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
 from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
-from sam_poll.types import Box, Everything, Job, Point, Prompt
+from sam_poll.types import Box, Everything, Job, Point, Prompt, Wanted
 
 
 def point_flag(text: str) -> Point:
@@ -74,9 +74,7 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
     """
     if given and prompt_file:
         raise UsageError("--prompt cannot be combined with --point, --box or --everything")
-    shared: tuple[Prompt, ...] | Everything | None = given or (
-        _read_prompt(prompt_file).prompts if prompt_file else None
-    )
+    shared = given or (_read_prompt(prompt_file).prompts if prompt_file else None)
     jobs, used = [], set()
     for picture in pictures:
         name, number = picture.stem, 2
@@ -87,7 +85,7 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
     return jobs
 
 
-def _prompt_beside(picture: Path) -> tuple[Prompt, ...] | Everything:
+def _prompt_beside(picture: Path) -> Wanted:
     for ending in sorted(PROMPT_ENDINGS):
         beside = picture.with_suffix(ending)
         if beside.is_file():
@@ -165,7 +163,7 @@ def _annotations(path: Path) -> Finding:
 
 
 def _check_asked(annotated: Annotated, read: prompts.PromptFile) -> None:
-    if annotated.size is None or isinstance(read.prompts, Everything):
+    if annotated.size is None or not isinstance(read.prompts, tuple):
         return
     try:
         prompts.fit(read.prompts, annotated.size)
@@ -187,7 +185,7 @@ def _look(path: Path, picture: Path | None) -> Finding:
             return Finding(path)
         read = prompts.parse(data)
         picture = path.with_name(read.image) if read.image else picture
-        if picture and picture.is_file() and not isinstance(read.prompts, Everything):
+        if picture and picture.is_file() and isinstance(read.prompts, tuple):
             prompts.fit(read.prompts, images.read_header(picture.read_bytes()).size)
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))

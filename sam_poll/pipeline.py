@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from loguru import logger
 
@@ -39,14 +40,19 @@ from sam_poll.errors import (
 )
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
-from sam_poll.tasks import Either, Hurried, Task, log_answer, result_of, timed
-from sam_poll.types import Door, Embedding, Engine, Everything, Format, Job, Result
+from sam_poll.tasks import Either, Hurried, Task, log_answer, log_pieces, result_of, timed
+from sam_poll.types import ADVANCED, Document, Door, Embedding, Engine, Everything, Format, Job, Mosaic, Pieces, Result
 
 _POLL_S = 0.1
 _IDLE_S = 1.0
 _SICK_S = 1.0
 _LONGEST_SICK_S = 30.0
+_WAIT_S = 0.25  # until it is looked anew whether others have done the pieces that are left
+_MOSAIC = "`sam-poll mosaic IMAGE -o DIR`, or drop it into the folder of a daemon that has the extra `geo`"
 _SICK_READS = 3  # pictures in a row that cannot be read: it is the share, not the pictures
+
+
+Begin: TypeAlias = Callable[[Job, Callable[[], None]], Pieces]  # called with what is to be called between two steps
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Sizes:
 class Pipeline:
     """Answers a door's jobs with an engine. `run` blocks until the door ends or `stop` is set.
 
-    `formats` are those that each job is answered in; by their names, where jobs choose (`Job.formats`).
+    `formats` are those that each job is answered in; by their names, where jobs choose (`Job.formats`). `pieces` begins
+    a job that is done piece by piece, between which others have their turn.
     """
 
     def __init__(
@@ -82,10 +89,11 @@ class Pipeline:
         intake: Pulse | None = None,
         device: Pulse | None = None,
         on_result: Callable[[Result], None] | None = None,
+        pieces: Begin | None = None,
     ) -> None:
         self._alarms, self._intake_pulse, self._device_pulse = alarms or Alarms(), intake or Pulse(), device or Pulse()
         self._formats = formats if isinstance(formats, Mapping) else {str(n): f for n, f in enumerate(formats)}
-        self._engine, self._on_result = engine, on_result
+        self._engine, self._on_result, self._begin = engine, on_result, pieces
         self._sizes, self.stats = sizes or Sizes(), stats or Stats()
         self._embeddings = Embeddings(self._sizes.cache_mib << 20)
         engine.relieve_by(self._embeddings.let_go)
@@ -95,6 +103,11 @@ class Pipeline:
         self._lock = threading.Lock()
         self._unread = self._coming = 0
         self._not_before = 0.0
+
+    @property
+    def hands(self) -> int:
+        """How many devices may work on one job that is done in pieces."""
+        return int(self._begin is not None)
 
     def run(self, door: Door, stop: threading.Event) -> None:
         """Work until there is nothing left or `stop` is set, then finish what runs. DeviceError: the device is gone;
@@ -111,7 +124,7 @@ class Pipeline:
             ThreadPoolExecutor(sizes.decode_threads, "decode") as self._decoders,
             ThreadPoolExecutor(sizes.finish_threads, "finish") as self._finishers,
         ):
-            self._door, self._slots = door, slots
+            self._door, self._slots, self._stop = door, slots, stop
             self._ends = Endings(door, slots.release, self.stats, self._alarms, stop, self._hurry)
             device.start()
             try:
@@ -154,16 +167,16 @@ class Pipeline:
 
     def _alone(self, task: Task, ending: Either) -> None:
         """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
-        other job is blamed for it."""
+        other job is blamed for it. Of one that is done in pieces the first that is left."""
         others = 0
         while others < self._depth - 1 and not ending.is_set():
             others += self._slots.acquire(timeout=_POLL_S)
             self._intake_pulse.beat()
         stage = self._decode if others == self._depth - 1 else self._ends.release  # to be run alone, or another time
         self._decoders.submit(self._guarded, stage, task)
-        while not (ended := self._slots.acquire(timeout=_POLL_S)) and not ending.is_set():
+        while not (task.proved.wait(_POLL_S) or ending.is_set()):
             self._intake_pulse.beat()
-        self._slots.release(others + ended) if others + ended else None
+        self._slots.release(others) if others else None
 
     def _drain(self, depth: int, stop: threading.Event) -> None:
         """Wait until every slot is back; after `stop`, no longer than `drain_s`."""
@@ -236,6 +249,9 @@ class Pipeline:
         job = task.job
         if job.fault:
             raise job.fault
+        if isinstance(job.prompts, Mosaic):
+            self._open(task)
+            return
         with timed(task, "decode"):
             data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
             self._unread = 0
@@ -249,8 +265,17 @@ class Pipeline:
                 if isinstance(job.picture, Path):
                     bytesof.check_unchanged(job.picture, seen)
             assert task.size is not None
-            if not isinstance(job.prompts, Everything):
+            if isinstance(job.prompts, tuple):
                 task.prompts = prompts.fit(job.prompts, task.size)
+        self._device_queue.put(task)
+
+    def _open(self, task: Task) -> None:
+        """Make a job ready that is done piece by piece."""
+        if task.job.scratch is None or self._begin is None:
+            raise InputError("pictures larger than memory are not answered this way", place="mosaic", remedy=_MOSAIC)
+        with timed(task, "open"):
+            bytesof.check_file(task.job)
+            task.pieces = self._begin(task.job, partial(self._breathe, task))
         self._device_queue.put(task)
 
     def _look_at(self, task: Task, data: bytes) -> None:
@@ -285,7 +310,7 @@ class Pipeline:
             self._encode(batch)
             for task in batch:
                 self._device_pulse.beat()
-                self._guarded(self._predict, task)
+                self._guarded(self._piece if task.pieces else self._predict, task)
         self._embeddings.let_go()
 
     def _batch(self, first: Task) -> list[Task]:
@@ -309,7 +334,7 @@ class Pipeline:
 
     def _encode(self, batch: list[Task]) -> None:
         """Encode what is not known yet, together. A failure here shows again, job by job, in `_predict`."""
-        batch = [task for task in batch if not task.unwanted]
+        batch = [task for task in batch if not (task.unwanted or task.pieces)]
         for task in batch:
             kept = None if task.embedding else self._embeddings.get(task.key)
             task.embedding = kept.embedding if kept else task.embedding
@@ -356,6 +381,38 @@ class Pipeline:
         task.picture = task.picture if self._drawn(task.job)[0] else None
         self._finishers.submit(self._guarded, self._finish, task)
 
+    def _piece(self, task: Task) -> None:
+        """One piece of a job, and then it is the others' turn."""
+        assert task.pieces is not None
+        if self._stop.is_set():
+            raise Hurried  # what is done is kept
+        try:
+            with timed(task, "predict", add=True):
+                more = task.pieces.take(self._engine)
+        except DeviceError as error:
+            self._fail(error, [task])
+            return
+        if more:
+            if not task.proved.is_set() and task.job.scratch and not task.job.helps:
+                (task.job.scratch / ADVANCED).touch()
+            task.proved.set()
+            self._device_queue.put(task)
+        elif task.job.helps:
+            self._ends.release(task)
+        elif more is None:
+            threading.Timer(_WAIT_S, self._device_queue.put, [task]).start()
+        else:
+            self._finishers.submit(self._guarded, self._assemble, task)
+
+    def _assemble(self, task: Task) -> None:
+        assert task.pieces is not None
+        with timed(task, "assemble"):
+            documents = task.pieces.documents()
+        if self._delivered(task, documents, task.pieces.found):
+            log_pieces(task, task.pieces.found)
+            task.pieces.close()
+            self._slots.release()
+
     def _ask(self, task: Task, embedding: Embedding) -> None:
         asked = task.job.prompts
         if isinstance(asked, Everything):
@@ -387,12 +444,8 @@ class Pipeline:
         chosen = self._formats if task.job.formats is None else task.job.formats
         with timed(task, "formats"):
             documents = [document for name in chosen for document in self._formats[name](result)]
-        with timed(task, "deliver"):
-            delivered = self._ends.persist(lambda: self._door.deliver(task.job, documents), task)
-        if not delivered:
+        if not self._delivered(task, documents, len(masks)):
             return
-        task.timings["total"] = (time.monotonic() - task.started) * 1000
-        self.stats.answered(task.job.id, len(masks), task.timings)
         log_answer(result)
         if self._on_result:
             try:
@@ -401,12 +454,23 @@ class Pipeline:
                 logger.exception("the result's listener failed")
         self._slots.release()
 
+    def _delivered(self, task: Task, documents: Sequence[Document], objects: int) -> bool:
+        """False: the job is over another way."""
+        with timed(task, "deliver"):
+            delivered = self._ends.persist(lambda: self._door.deliver(task.job, documents), task)
+        task.proved.set()
+        if delivered:
+            task.timings["total"] = (time.monotonic() - task.started) * 1000
+            self.stats.answered(task.job.id, objects, task.timings)
+        return delivered
+
     def _fail(self, error: DeviceError, tasks: list[Task]) -> None:
         """The device is gone. The jobs that were on it stay claimed: each may be the reason, so this run counts."""
         logger.critical("{}", error)
         self._fatal = error
         for task in tasks:
             task.left = True
+            task.proved.set()
             self._ends.gone(error.code)
 
     def _note_unread(self) -> None:

@@ -27,8 +27,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema
 
 from sam_poll.complaints import refuse, show
-from sam_poll.types import Box, Everything, Point, Prompt
+from sam_poll.types import Box, Everything, Mosaic, Point, Prompt
 
+TILE_UNIT = 16  # the sides of a TIFF's blocks are multiples of it
 MAX_LABEL = 200  # characters; CVAT itself allows 64
 
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff"  # what XML 1.0 cannot hold, and what breaks a line in a log
@@ -179,6 +180,33 @@ class EverythingForm(_Form):
     crops: int = Field(default=Everything().crops, ge=0, le=4, description="Extra layers of enlarged crops.")
 
 
+class MosaicForm(_Form):
+    """How to segment a picture larger than memory: tiles, and what is asked of each."""
+
+    tile: Annotated[int, Field(ge=64, le=4096, multiple_of=TILE_UNIT)] = Field(
+        default=Mosaic().tile, description="Side of a tile, in pixels."
+    )
+    padding: int = Field(default=Mosaic().padding, ge=8, le=4096, description="Pixels seen around each tile.")
+    passes: int = Field(default=Mosaic().passes, ge=1, le=20, description="At most so many passes over a tile.")
+    target_coverage: float = Field(
+        default=Mosaic().target_coverage, ge=0, le=1, description="Further passes end at this part of a tile."
+    )
+    points_per_side: int = Field(default=Everything().points_per_side, ge=1, le=256, description="Grid points a side.")
+    min_area: int = Field(default=Everything().min_area, ge=1, description="Smallest object, in pixels.")
+    iou: float = Field(default=Everything().iou, ge=0, le=1, description="Lowest predicted IoU kept.")
+    stability: float = Field(default=Everything().stability, ge=0, le=1, description="Lowest stability score kept.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> MosaicForm:
+        if self.padding > self.tile:
+            raise refuse("is wider than a tile", f"take {self.tile} or less", key="padding")
+        return self
+
+    def mosaic(self) -> Mosaic:
+        first = Everything(self.points_per_side, self.min_area, self.iou, self.stability)
+        return Mosaic(first, self.tile, self.padding, self.passes, self.target_coverage)
+
+
 class _TrueOrOptions:
     """`true` stands for all options at their defaults."""
 
@@ -226,15 +254,29 @@ class EverythingFile(FileForm):
     everything: Annotated[EverythingForm, BeforeValidator(_true_is_defaults), _TrueOrOptions()]
 
 
-FORMS: dict[str, type[FileForm]] = {"objects": ObjectsFile, "everything": EverythingFile}
+class MosaicFile(FileForm):
+    """No prompt, and a picture larger than memory: segment all there is, tile by tile."""
+
+    mosaic: Annotated[MosaicForm, BeforeValidator(_true_is_defaults), _TrueOrOptions()]
+
+
+FORMS: dict[str, type[FileForm]] = {"objects": ObjectsFile, "everything": EverythingFile, "mosaic": MosaicFile}
+_FILES = OneObjectFile | ObjectsFile | EverythingFile | MosaicFile
+_KEYS = {
+    **OneObjectFile.model_fields,
+    **ObjectsFile.model_fields,
+    **EverythingFile.model_fields,
+    **MosaicFile.model_fields,
+}
 # The keys allowed in an object by the name it has, for suggestions.
 KNOWN_KEYS: dict[str, Sequence[str]] = {
-    "": tuple({**OneObjectFile.model_fields, **ObjectsFile.model_fields, **EverythingFile.model_fields}),
+    "": tuple(_KEYS),
     "objects": tuple(ObjectForm.model_fields),
     "points": tuple(PointForm.model_fields),
     "extreme_points": tuple(ExtremePointForm.model_fields),
     "box": tuple(BoxForm.model_fields),
     "everything": tuple(EverythingForm.model_fields),
+    "mosaic": tuple(MosaicForm.model_fields),
 }
 
 
@@ -245,6 +287,7 @@ _EXAMPLES: tuple[dict[str, Any], ...] = (
     {"box": {"x0": 10, "y0": 90, "x1": 200, "y1": 150}},
     {"objects": [{"label": "dog", "box": {"x0": 10, "y0": 90, "x1": 200, "y1": 150}}]},
     {"everything": True},
+    {"mosaic": {"tile": 1024, "padding": 128}},
 )
 
 
@@ -254,11 +297,11 @@ def schema() -> dict[str, Any]:
     All that `parse` accepts is valid against it. `parse` refuses more: what lies between values (an inside-out box),
     duplicate keys, and the picture's file name by its length.
     """
-    made = TypeAdapter(OneObjectFile | ObjectsFile | EverythingFile).json_schema()
+    made = TypeAdapter(_FILES).json_schema()
     head = {
         "$schema": GenerateJsonSchema.schema_dialect,
         "title": "Prompt file of sam_poll",
-        "description": "What to segment in a picture: one object, many objects, or everything.",
+        "description": "What to segment in a picture: one object, many objects, or everything, maybe tile by tile.",
         "examples": list(_EXAMPLES),
     }
     return {**head, **_without_null(made)}

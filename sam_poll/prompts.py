@@ -20,8 +20,17 @@ from pydantic import ValidationError
 
 from sam_poll.complaints import Complaint, Loc, complaints, place, quoted, show
 from sam_poll.errors import PromptError
-from sam_poll.prompt_forms import FORMS, KNOWN_KEYS, EverythingFile, FileForm, ObjectsFile, OneObjectFile, schema
-from sam_poll.types import Box, Everything, Prompt, Size
+from sam_poll.prompt_forms import (
+    FORMS,
+    KNOWN_KEYS,
+    EverythingFile,
+    FileForm,
+    MosaicFile,
+    ObjectsFile,
+    OneObjectFile,
+    schema,
+)
+from sam_poll.types import Box, Everything, Mosaic, Prompt, Size, Wanted
 
 __all__ = ["MAX_BYTES", "MAX_PROMPTS", "PromptFile", "as_dict", "as_document", "fit", "parse", "schema"]
 
@@ -47,7 +56,7 @@ class PromptFile:
     """A prompt file, read. `image` is the plain name of its picture where the file gives one; `image_sha256` (lower
     case hex) and `image_bytes` describe that picture's file, so that a half-copied one can be told."""
 
-    prompts: tuple[Prompt, ...] | Everything
+    prompts: Wanted
     image: str | None = None
     image_sha256: str | None = None
     image_bytes: int | None = None
@@ -75,12 +84,14 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PRO
     return PromptFile(_prompts(read), read.image, read.image_sha256, read.image_bytes)
 
 
-def _prompts(read: FileForm) -> tuple[Prompt, ...] | Everything:
+def _prompts(read: FileForm) -> Wanted:
     if isinstance(read, EverythingFile):
         return Everything(**read.everything.model_dump())
+    if isinstance(read, MosaicFile):
+        return read.mosaic.mosaic()
     if isinstance(read, ObjectsFile):
         return tuple(entry.prompt() for entry in read.objects)
-    assert isinstance(read, OneObjectFile)  # the three forms are all there are
+    assert isinstance(read, OneObjectFile)  # these forms are all there are
     return (read.prompt(),)
 
 
@@ -199,13 +210,13 @@ def _count(document: Mapping[str, Any]) -> int:
 
 
 def _form(document: Mapping[str, Any]) -> type[FileForm]:
-    given = [key for key in ("objects", "everything") if key in document]
+    given = [key for key in FORMS if key in document]
     single = [key for key in ("label", *_SHAPES) if key in document]
-    if len(given) == 2 or (given and single):
+    if len(given) > 1 or (given and single):
         raise PromptError(
             f"several forms at once: {', '.join(given + single)}",
             place=(given + single)[-1],
-            remedy="put points, box and label into the entries of objects, and everything into a file of its own",
+            remedy="put points, box and label into the entries of objects; everything and mosaic want their own file",
         )
     return FORMS[given[0]] if given else OneObjectFile
 
@@ -284,8 +295,11 @@ def as_dict(prompt: Prompt) -> dict[str, Any]:
     return made
 
 
-def as_document(prompts: Sequence[Prompt] | Everything) -> dict[str, Any]:
+def as_document(prompts: Sequence[Prompt] | Everything | Mosaic) -> dict[str, Any]:
     """A whole prompt file, ready for `json.dumps`: `parse` reads it back as the same prompts, but for their notes."""
     if isinstance(prompts, Everything):
         return {"everything": asdict(prompts)}
+    if isinstance(prompts, Mosaic):
+        flat = {**asdict(prompts), **asdict(prompts.first)}
+        return {"mosaic": {key: value for key, value in flat.items() if key not in ("first", "crops")}}
     return {"objects": [as_dict(prompt) for prompt in prompts]}

@@ -25,6 +25,7 @@ from sam_poll.types import (
     Mask,
     ModelInfo,
     Picture,
+    Pieces,
     Prepared,
     Prompt,
     Result,
@@ -49,11 +50,13 @@ class Task:
     logits: list[Logits] = field(default_factory=list)  # one for each prompt
     found: list[Candidate] = field(default_factory=list)  # where everything was asked for
     array: Field | None = None  # the embedding itself, where it was asked for
+    pieces: Pieces | None = None  # where it is done in pieces
     info: ModelInfo | None = None
     timings: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     left: bool = False  # on the device when it failed
     refused: bool = False  # it is to be rejected
+    proved: threading.Event = field(default_factory=threading.Event)  # it has ended, or done a piece that it had not
 
     @property
     def unwanted(self) -> bool:
@@ -92,16 +95,17 @@ def result_of(task: Task, masks: Sequence[Mask]) -> Result:
 
 
 class timed:  # noqa: N801  reads as a word in a `with`
-    """Notes how many milliseconds a stage of a task took."""
+    """Notes how many milliseconds a stage of a task took; with `add`, on top of what it took before."""
 
-    def __init__(self, task: Task, stage: str) -> None:
+    def __init__(self, task: Task, stage: str, *, add: bool = False) -> None:
         self._task, self._stage = task, stage
+        self._before = task.timings.get(stage, 0.0) if add else 0.0
 
     def __enter__(self) -> None:
         self._started = time.monotonic()
 
     def __exit__(self, *exc: object) -> None:
-        self._task.timings[self._stage] = (time.monotonic() - self._started) * 1000
+        self._task.timings[self._stage] = self._before + (time.monotonic() - self._started) * 1000
 
 
 def log_answer(result: Result) -> None:
@@ -112,6 +116,12 @@ def log_answer(result: Result) -> None:
     logger.info("job {} done: {}{} ({} ms)", shown(result.job_id), scores, more, ms)
     for note in result.notes:
         logger.info("job {}: {}", shown(result.job_id), shown(note))
+
+
+def log_pieces(task: Task, objects: int) -> None:
+    """One line for an answered job that was done in pieces."""
+    ms = " ".join(f"{stage} {value:.0f}" for stage, value in task.timings.items())
+    logger.info("job {} done: {} objects ({} ms)", shown(task.job.id), objects, ms)
 
 
 class Either:

@@ -81,6 +81,24 @@ class Everything:
     crops: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Mosaic:
+    """No prompt, and a picture larger than memory: segment all there is, tile by tile (`sam_poll.mosaic`).
+
+    `tile` is a tile's side, `padding` what is seen around it, in pixels. `first` is asked in the first of up to
+    `passes` passes over a tile, which end where `target_coverage` of it has a label.
+    """
+
+    first: Everything = Everything()
+    tile: int = 1024
+    padding: int = 128
+    passes: int = 1
+    target_coverage: float = 0.95
+
+
+Wanted: TypeAlias = tuple[Prompt, ...] | Everything | Mosaic  # what a prompt file asks for
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """A decoded picture.
@@ -207,6 +225,9 @@ class ModelInfo:
     peak_mib: float | None = None
 
 
+ADVANCED = "advanced"  # a file in a job's scratch: a piece of it was done since it was last taken up
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
@@ -217,12 +238,15 @@ class Job:
 
     `formats` names the formats this job is answered in; None: those of the pipeline. A format of these that draws on
     the picture wants it decoded with sides of at least `cover` pixels; 0: none of them draws. `embedding`: hand the
-    picture's embedding out, too. `gone` is set when nobody waits for the answer any more."""
+    picture's embedding out, too. `gone` is set when nobody waits for the answer any more.
+
+    `scratch` is a folder for what is done of a mosaic: it outlives the run, and others may work in it, too. `helps`:
+    the job is another's, who answers it; this one only takes a part of the work, and is released in the end."""
 
     id: str
     name: str
     picture: Path | bytes
-    prompts: tuple[Prompt, ...] | Everything
+    prompts: Wanted
     origin: Any = None
     fault: SamPollError | None = None
     sha256: str | None = None
@@ -233,6 +257,8 @@ class Job:
     cover: int = 0
     embedding: bool = False
     gone: Event | None = None
+    scratch: Path | None = None
+    helps: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -259,11 +285,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The bytes of one output file. `suffix` is appended to the job's id (`.mask.png`)."""
+    """The bytes of one output file. `suffix` is appended to the job's id (`.mask.png`). Where they may be too many for
+    the memory they lie in `file`, in the job's `scratch`; only doors that give one know of that."""
 
     suffix: str
     media_type: str
     body: bytes
+    file: Path | None = None
 
 
 class Door(Protocol):
@@ -312,6 +340,27 @@ class Engine(Protocol):
     def relieve_by(self, let_go: Callable[[], bool]) -> None:
         """Register what gives up memory that is only held to be faster (kept embeddings) and returns whether there was
         any. It is called on the device thread when memory runs out, before anything is stepped down."""
+        ...
+
+
+class Pieces(Protocol):
+    """A job that is too long to be done in one go. `take` and `documents` may raise whatever ends a job."""
+
+    def take(self, engine: Engine) -> bool | None:
+        """Do one piece, on the device thread. False: all are done; None: others are at what is left."""
+        ...
+
+    def documents(self) -> Sequence[Document]:
+        """The answer, when all pieces are done; on the finish pool."""
+        ...
+
+    @property
+    def found(self) -> int:
+        """How many objects are in the answer."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and memory, however it ends. From any thread; twice is fine."""
         ...
 
 

@@ -84,7 +84,7 @@ class Eyes:
     def __init__(self) -> None:
         self.windows = 0
 
-    def __call__(self, engine: Any, pixels: Any, valid: Any, wish: Any, core: Any) -> Labelled:
+    def __call__(self, engine: Any, pixels: Any, valid: Any, wish: Any, core: Any, between: Any) -> Labelled:
         self.windows += 1
         return sees(pixels, valid)
 
@@ -348,7 +348,7 @@ def test_stopped_anywhere_it_goes_on_and_ends_with_the_same_files(picture: Path,
 
 
 def run_stages() -> list[str]:
-    from sam_poll.mosaic.commands import STAGES
+    from sam_poll.mosaic_cli import STAGES
 
     return list(STAGES)
 

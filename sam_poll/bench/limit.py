@@ -20,7 +20,7 @@ from sam_poll import app, images, prompts
 from sam_poll.engines.base import Features, TorchEngine
 from sam_poll.errors import ModelError
 from sam_poll.settings import Settings
-from sam_poll.types import Everything, Frame, Prompt
+from sam_poll.types import Frame, Prompt
 
 
 class Limit:
@@ -43,7 +43,7 @@ class Limit:
         for picture, prompt in pairs:
             decoded = images.decode(picture.read_bytes(), cover=engine.step.side, both=engine.family != "sam1")
             asked = prompts.parse(prompt.read_bytes()).prompts
-            assert not isinstance(asked, Everything)
+            assert isinstance(asked, tuple)
             prepared.append(engine.prepare(decoded))
             self._ask.append((prepared[-1].frame, asked))
         sizes = {1, engine.batch}

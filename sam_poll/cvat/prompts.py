@@ -31,7 +31,7 @@ from sam_poll.doors.layout import walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import ExitCode, InputError, PictureError, PromptError, UsageError
 from sam_poll.reporting import say
-from sam_poll.types import Everything, Size
+from sam_poll.types import Size
 
 _SAID = 20  # troubles told one by one; the rest is counted
 _HEAD = 1 << 18  # bytes in which most pictures say their size
@@ -326,5 +326,5 @@ def _size(path: Path) -> Size:
 def _check(body: bytes, size: Size) -> None:
     """PromptError now where the prompt would be rejected later."""
     asked = prompts.parse(body).prompts
-    assert not isinstance(asked, Everything)  # it names objects
+    assert isinstance(asked, tuple)  # it names objects
     prompts.fit(asked, size)

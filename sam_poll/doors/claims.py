@@ -142,10 +142,21 @@ class Claims:
     """Takes, ends and takes over claims for one daemon. `still_there` raises OSError when the share is away.
 
     `runs` is false for a daemon that claims so that others may run: what it holds is not at work, and not tried.
+    `advanced` tells of a claim's name whether part of a long job has been done under it, by what to call when that is
+    taken note of.
     """
 
-    def __init__(self, layout: Layout, worker: str, still_there: Callable[[], object], *, runs: bool = True) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        worker: str,
+        still_there: Callable[[], object],
+        *,
+        runs: bool = True,
+        advanced: Callable[[Path], Callable[[], None] | None] = lambda outer: None,
+    ) -> None:
         self._layout, self.worker, self._still_there, self.runs = layout, worker, still_there, runs
+        self._advanced = advanced
 
     # ── taking ──
 
@@ -198,7 +209,8 @@ class Claims:
     def take_over(self, found: Found, *, ended: bool = False) -> Claim | None:
         """Make a dead daemon's claim ours, and drop what it was writing. None: somebody else was quicker.
 
-        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile.
+        The attempt is counted here, before anything is run. It begins anew where prompts were put away meanwhile, or
+        part of a long job was done.
         Nothing is counted where the claim was our own: it was given up because the share was sick. Unless it has
         `ended` a process of ours. Nor where we run nothing: whoever runs it counts when taking it over from us.
         """
@@ -208,12 +220,15 @@ class Claims:
         try:
             left = len(self._prompts_in(found.path))
             counts = self.runs and (ended or hold.worker != self.worker)
-            attempt = int(self.runs) if left < hold.prompts else hold.attempt + counts
+            advanced = self._advanced(found.outer)
+            attempt = int(self.runs) if left < hold.prompts or advanced else hold.attempt + counts
             prompts = left or hold.prompts  # none left does not make it a picture that came without any
             mine = replace(hold, generation=hold.generation + 1, worker=self.worker, attempt=attempt, prompts=prompts)
             rename(found.path, found.outer / str(mine))
         except FileNotFoundError:
             return None
+        if advanced:
+            advanced()
         claim = Claim(found.folder, found.outer, mine, giver=hold.worker)
         for name in self._names(claim):
             if self._layout.is_prompt(name):

@@ -105,6 +105,7 @@ class WorkerDoor(FolderDoor):
                 idle_s = _FIRST_IDLE_S
                 yield from self._handed_out(jobs, stop)
             else:
+                yield from self._handed_out(self._lent(), stop)
                 stop.wait(idle_s)
                 idle_s = min(2 * idle_s, _LONGEST_IDLE_S)
 

@@ -22,11 +22,12 @@ from sam_poll.doors.held import noted
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
+from sam_poll.doors.scratch import Scratch
 from sam_poll.doors.settle import job_id
 from sam_poll.doors.spread import Spreader
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
-from sam_poll.types import Everything, Job
+from sam_poll.types import Everything, Job, Mosaic
 
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
 
@@ -63,9 +64,11 @@ class Desk:
         manners: Manners,
         scanner: Scanner,
         claims: Claims,
+        scratch: Scratch,
         going: Callable[[], bool] = lambda: True,
     ) -> None:
         self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
+        self._scratch = scratch
         self._spreader = Spreader(layout, going)
         self._lock = threading.Lock()
         self._claimed: dict[Path, Claim] = {}
@@ -79,8 +82,12 @@ class Desk:
 
     def has(self, found: Found) -> bool:
         """Whether a claim of this daemon's name is really at work here."""
+        return self.holds(found.outer)
+
+    def holds(self, outer: Path) -> bool:
+        """Whether the claim of this name is at work here."""
         with self._lock:
-            return found.outer in self._claimed
+            return outer in self._claimed
 
     def pictures(self) -> list[str]:
         """The pictures in claims of this daemon, which further prompts may join."""
@@ -344,7 +351,7 @@ class Desk:
                 remedy=f"use names of at most {NAME_MAX - _LONGEST_SUFFIX} bytes",
             )
         logger.debug("claimed {}", shown(ticket.rel))
-        return Job(
+        job = Job(
             id=identity,
             name=self._layout.share_name(place),
             picture=picture,
@@ -356,6 +363,8 @@ class Desk:
             generation=claim.hold.generation,
             attempt=claim.hold.attempt,
         )
+        kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, Path)
+        return self._scratch.given(claim, prompt, job) if kept else job
 
     def _identity(self, ticket: Ticket, named: str) -> str:
         """The path of a job's outputs below `out/`, before the suffix."""

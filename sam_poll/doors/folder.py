@@ -30,6 +30,7 @@ from sam_poll.doors.lease import Life, Watch
 from sam_poll.doors.looks import NEVER, look
 from sam_poll.doors.proof import Sentinel, prove, unusable
 from sam_poll.doors.scan import Manners, Ready, Scanner, by_picture
+from sam_poll.doors.scratch import Scratch
 from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
 from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
 from sam_poll.stats import Pulse
@@ -65,6 +66,9 @@ class FolderDoor:
         self._alarms, self._pulse, self._state = alarms or Alarms(), pulse or Pulse(), state
         self._wake = threading.Event()
         self._scanner = Scanner(layout, self.manners, self._wake)
+        self._scratch = Scratch(layout)
+        self.hands = 0
+        """How many devices may work on one mosaic; 0: none can."""
         self._unread: dict[str, tuple[float, str | None]] = {}
         self._due = NEVER
         self._stop: threading.Event | None = None
@@ -88,8 +92,9 @@ class FolderDoor:
             except OSError as error:
                 raise unusable("work", Path(error.filename or layout.work), error) from error
             self._lives = Watch(layout.work, manners.lease_s)
-            self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs)
-            self._desk = Desk(layout, manners, self._scanner, self._claims, self._going)
+            advanced = self._scratch.advanced
+            self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs, advanced=advanced)
+            self._desk = Desk(layout, manners, self._scanner, self._claims, self._scratch, self._going)
             self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s)
             self._open = stack.pop_all()
         return self
@@ -183,6 +188,8 @@ class FolderDoor:
                         self._wake.set()  # more is ready, but what has come meanwhile must not wait for all of it
                         break
                     yield from self._handed_out(self._taken(take), stop)
+                if not (ready or abandoned):
+                    yield from self._handed_out(self._lent(), stop)
                 self._alarms.clear("share")
             except OSError as error:
                 place = f": {shown(error.filename)}" if error.filename else ""
@@ -243,11 +250,16 @@ class FolderDoor:
                     self._due = min(self._due, self._lives.expires(worker))
         self.orphans = len(self._abandoned) + len(listing.strays)
         self._janitor.tidy(listing, now)
+        self._scratch.sweep(listing, now, self.manners.lease_s)
         if listing.strays:
             self._wake.set()
         self._scanner.spreading = any(self.layout.is_annotations(f.label) for f in (*elsewhere, *self._abandoned))
         # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
         return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
+
+    def _lent(self) -> list[Job]:
+        """Parts of others' mosaics, for who has nothing else to do."""
+        return self._scratch.helps(self.hands, self._desk.holds)
 
     def _listed(self, own: set[Path]) -> None:
         """These claims bear our name, at this look at `work/`."""
@@ -281,7 +293,8 @@ class FolderDoor:
         with self._ours(ticket), Whole(ticket.claim.path) as outputs:
             for document in documents:
                 suffix = self.layout.suffixes.get(document.suffix, document.suffix)
-                outputs.write(base.with_name(base.name + suffix), document.body)
+                path = base.with_name(base.name + suffix)
+                outputs.take(path, document.file) if document.file else outputs.write(path, document.body)
             with ticket.claim.lock:
                 self._claims.alive(ticket.claim)
                 if not base.parent.is_dir():
@@ -289,6 +302,7 @@ class FolderDoor:
                 outputs.show()
                 sync_folder(base.parent)
                 self._desk.end(ticket, "done")
+        self._scratch.drop(job)
         self._over(ticket)
 
     def reject(self, job: Job, error: SamPollError) -> None:
@@ -304,6 +318,7 @@ class FolderDoor:
             if names and ticket.claim.hold.place is None:
                 self._claims.write_report(ticket.claim, report(names, job, error))
             self._desk.end(ticket, "failed", ticket.suffix)
+        self._scratch.drop(job)
         self._over(ticket)
 
     def release(self, job: Job, trouble: OSError | None = None) -> None:
@@ -311,6 +326,9 @@ class FolderDoor:
 
         OSError: it stays in `work/`, and whoever takes it over goes on with it.
         """
+        if job.helps:
+            self._scratch.over(job)
+            return
         ticket: Ticket = job.origin
         with self._given_up(ticket):
             if trouble is None:
@@ -332,6 +350,9 @@ class FolderDoor:
 
     def abandon(self, job: Job) -> None:
         """The process that worked on it has ended: it is run again, which counts as an attempt."""
+        if job.helps:
+            self._scratch.over(job)
+            return
         ticket: Ticket = job.origin
         self._wake.set()  # before and after: a scan with `once` must not end between the two
         self._desk.abandon(ticket.claim)

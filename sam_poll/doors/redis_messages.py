@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from sam_poll.errors import InputError, PictureError, PromptError, SamPollError
 from sam_poll.fs import shown
 from sam_poll.prompts import PromptFile
-from sam_poll.types import Document, Everything, Job, Prompt
+from sam_poll.types import Document, Job
 
 MASK, OPEX = ".mask.png", ".opex.json"
 MAX_ID_BYTES = 1024
@@ -46,12 +46,11 @@ class Asked:
     def job(self, name: str, origin: Any, attempt: int = 1) -> Job:
         """The job it asks for, called `name` unless the sender has named it."""
         title = self.sender or name
-        prompts: tuple[Prompt, ...] | Everything = self.file.prompts
         return Job(
             title,
             self.file.image or title,
             self.picture,
-            prompts,
+            self.file.prompts,
             origin=origin,
             fault=self.fault,
             sha256=self.file.image_sha256,

@@ -69,7 +69,7 @@ def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, A
                 # whoever had it before has finished, or has ended before
                 whole = _finished(output, work.job)
                 if whole is None:
-                    whole = work.put_together()
+                    whole = work.put_together(state.folder)
                     for name in (RASTER, GEOPACKAGE, GEOJSON):
                         (state.folder / name).replace(output / name)
                     sync_folder(output)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from sam_poll.mosaic.passes import Numbers
 
 FOLDER = ".sam_poll-mosaic"
 POLL_S = 0.1
+How = Literal["refuse", "anew", "join"]
 _JOB = "job.json"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -55,10 +56,11 @@ class Done:
 class State:
     """The finished tiles of one mosaic, and its outputs while they are made, in a folder made for it.
 
-    `job` is what the tiles depend on, as JSON has it. UsageError where an unfinished one of another kind lies there.
+    `job` is what the tiles depend on, as JSON has it. Where an unfinished one of another kind lies there: UsageError,
+    or with `how` "anew" it is dropped. "join": UsageError where none of this kind has been begun.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, job: Mapping[str, Any], how: How = "refuse") -> None:
         self.folder = folder
         text = json.dumps(job, indent=2, sort_keys=True)
         # Of its own for each kind, so that who comes late with a tile of another kind does no harm.
@@ -68,15 +70,23 @@ class State:
             # not there: cleared just now by who has finished it
             with contextlib.suppress(FileNotFoundError), self.held("begin") as ours:
                 if ours:
-                    self._agree(job, text)
+                    self._agree(job, text, how)
                     return
             time.sleep(POLL_S)
 
-    def _agree(self, job: Mapping[str, Any], text: str) -> None:
+    def _agree(self, job: Mapping[str, Any], text: str, how: How) -> None:
         path = self.folder / _JOB
-        if not path.is_file():
+        left = json.loads(path.read_text()) if path.is_file() else None
+        if left == job:
+            return
+        if how == "anew" or (left is None and how == "refuse"):
+            for old in self.folder.iterdir():
+                if old.is_dir() and old != self._tiles:
+                    shutil.rmtree(old, ignore_errors=True)
             write_whole(path, text.encode())
-        elif (left := json.loads(path.read_text())) != job:
+        elif left is None:
+            raise UsageError("it is not begun yet, or over", place=str(self.folder))
+        else:
             shutil.rmtree(self._tiles)
             changed = ", ".join(sorted(key for key in {*left, *job} if left.get(key) != job.get(key)))
             raise UsageError(

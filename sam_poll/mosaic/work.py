@@ -24,7 +24,7 @@ from sam_poll.errors import InputError
 from sam_poll.mosaic import labels, polygons
 from sam_poll.mosaic.passes import Labelled, Passes, labelled
 from sam_poll.mosaic.source import Source
-from sam_poll.mosaic.state import Done, State
+from sam_poll.mosaic.state import Done, How, State
 from sam_poll.mosaic.tiles import Cut, Tile
 from sam_poll.types import Bitmap, Engine
 
@@ -67,13 +67,27 @@ class Taken(Enum):
 
 
 class Work:
-    """The tiles of one mosaic as they are seen from here. `job` says what they depend on, as JSON has it."""
+    """The tiles of one mosaic as they are seen from here. `job` says what they depend on, as JSON has it.
 
-    def __init__(self, source: Source, picture: Path, wish: Wish, folder: Path, on_step: OnStep) -> None:
-        self.source, self.wish, self._on_step = source, wish, on_step
+    `on_step` is told of each tile in each stage, `between` is called within a tile, too; what they raise ends the work.
+    `how` is the state's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        picture: Path,
+        wish: Wish,
+        folder: Path,
+        on_step: OnStep,
+        *,
+        how: How = "refuse",
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self.wish, self._on_step, self._between = source, wish, on_step, between
         self.cut = Cut(source.size, wish.tile, wish.padding)
         self.job = job_of(picture, source, wish)
-        self.state = State(folder, self.job)
+        self.state = State(folder, self.job, how)
         self._left = dict.fromkeys(range(len(self.cut)))
         self._covered = self._valid = 0
         self._waits_since: float | None = None
@@ -114,7 +128,7 @@ class Work:
             found = Labelled(np.zeros(there.shape, np.uint16), np.zeros(0, np.float32))
         else:
             try:
-                found = labelled(engine(), pixels, there, self.wish.passes, core)
+                found = labelled(engine(), pixels, there, self.wish.passes, core, between=self._between)
             except InputError as error:
                 error.place = error.place or f"tile {tile.number} at {tile.core.x0}, {tile.core.y0}"
                 raise
@@ -130,8 +144,8 @@ class Work:
 
     # ── what comes after the last tile ──
 
-    def put_together(self) -> dict[str, Any]:
-        """Write labels.tif, labels.gpkg and labels.geojson into the state folder; what stats.json is to say."""
+    def put_together(self, folder: Path) -> dict[str, Any]:
+        """Write labels.tif, labels.gpkg and labels.geojson into a folder; what stats.json is to say. OSError."""
         state, cut, source = self.state, self.cut, self.source
         known = labels.tables(state, cut)
         covered = int(known.areas.sum()) / known.valid if known.valid else 0.0
@@ -143,11 +157,11 @@ class Work:
         least = self.wish.passes.first.min_area
         stands, merged, dropped = labels.merged(state, cut, known, sets, least, at("slivers"))
         final = labels.finals(state, cut, known, stands)
-        labels.write(state.folder / RASTER, source, state, cut, known, final, at("labels"))
+        labels.write(folder / RASTER, source, state, cut, known, final, at("labels"))
         found = polygons.shapes(state, cut, known, final, source.transform, at("polygons"))
-        polygons.write(state.folder, (GEOPACKAGE, GEOJSON), source, found)
+        polygons.write(folder, (GEOPACKAGE, GEOJSON), source, found)
         for name in (RASTER, GEOPACKAGE, GEOJSON):
-            _flush(state.folder / name)
+            _flush(folder / name)
         return {
             "width": cut.size.width,
             "height": cut.size.height,

@@ -1,4 +1,4 @@
-"""`sam-poll mosaic` and its flags; what it does is in this room's other modules.
+"""`sam-poll mosaic` and its flags; what it does is in `mosaic`.
 
 Nothing heavy is imported at the top, so that `--help` answers at once. What can still go wrong here: nothing of its
 own.

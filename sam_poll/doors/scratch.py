@@ -1,0 +1,170 @@
+"""Folders in `work/` for what is done of mosaics. They outlive the claims, and let daemons that are idle take a part.
+
+    work/.sam_poll-mosaic/3f2a…-91c0…/open.json   whose it is, where its picture lies, what is asked
+    work/.sam_poll-mosaic/3f2a…-91c0…/advanced    something was done since the job was last taken over
+    work/.sam_poll-mosaic/3f2a…-91c0…/…           the mosaic's own
+
+A folder goes when its job has been answered or refused, or when nothing in `in/` and `work/` asks for it any more.
+
+What can still go wrong here: a job that was given back under another name, because its own was taken, begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sam_poll import prompts
+from sam_poll.doors.claims import Claim, Listing
+from sam_poll.doors.layout import Layout
+from sam_poll.errors import PromptError
+from sam_poll.fs import TEMP_PREFIX, exists, write_whole
+from sam_poll.types import ADVANCED, Job
+
+FOLDER = f"{TEMP_PREFIX}mosaic"
+_OPEN = "open.json"
+LOOK_S = 2.0  # between two looks for something to help with
+_SHORT_S = 2.0  # help that ends so soon was of no use
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 600.0  # until it is offered again
+
+
+class Scratch:
+    """These folders of one share, and this daemon's part in other's mosaics. For the scan's thread; `drop` and `over`
+    for any."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._root = layout, layout.work / FOLDER
+        self._helping: Counter[Path] = Counter()
+        self._begun: dict[Path, float] = {}
+        self._pauses: dict[Path, tuple[float, float]] = {}  # how long the last one was, and when it ends
+        self._since: dict[Path, float] = {}
+        self._looked = -LOOK_S
+
+    # ── for jobs of our own ──
+
+    def given(self, claim: Claim, prompt: str | None, job: Job) -> Job:
+        """The job with a folder of its own, in which others find what they need to help. OSError."""
+        folder = self._root / f"{_key(self._label(claim.outer))}-{_key(prompt or '')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        assert isinstance(job.picture, Path)
+        place = "work" if claim.picture else "done"
+        about = {
+            "claim": self._label(claim.outer),
+            "waits": claim.below(prompt or claim.picture or ""),
+            "picture": [place, str(job.picture.relative_to(self._layout.folders[place]))],
+            "id": job.id,
+            "name": job.name,
+            "prompts": prompts.as_document(job.prompts),
+        }
+        write_whole(folder / _OPEN, json.dumps(about).encode())
+        return replace(job, scratch=folder)
+
+    def advanced(self, outer: Path) -> Callable[[], None] | None:
+        """Whether anything was done for a claim since it was last taken over; to be called when that is taken note of.
+        OSError."""
+        try:
+            names = [entry.name for entry in self._root.iterdir()]
+        except FileNotFoundError:
+            return None
+        mine = [self._root / n / ADVANCED for n in names if n.startswith(f"{_key(self._label(outer))}-")]
+        marks = [mark for mark in mine if exists(mark)]
+
+        def noted() -> None:
+            for mark in marks:
+                mark.unlink(missing_ok=True)
+
+        return noted if marks else None
+
+    @staticmethod
+    def drop(job: Job) -> None:
+        """The job is over, and what was kept for it goes."""
+        if job.scratch:
+            shutil.rmtree(job.scratch, ignore_errors=True)
+
+    # ── for those of others ──
+
+    def helps(self, hands: int, is_ours: Callable[[Path], bool]) -> list[Job]:
+        """A part in each mosaic at which fewer than `hands` of this daemon's devices are. `is_ours` says of the name of
+        a claim whether it is at work here. OSError."""
+        now, found = time.monotonic(), list[Job]()
+        if not hands or now - self._looked < LOOK_S:
+            return found
+        self._looked = now
+        for folder in self._folders():
+            about = self._about(folder)
+            if about is None or self._pauses.get(folder, (0.0, 0.0))[1] > now:
+                continue
+            ours = is_ours(self._layout.work / about["claim"])
+            if self._helping[folder] + ours < hands and (job := self._help(folder, about)):
+                self._helping[folder] += 1
+                self._begun[folder] = now
+                found.append(job)
+        return found
+
+    def over(self, job: Job) -> None:
+        """A part has ended: there is nothing left for us, or we are to stop."""
+        assert job.scratch
+        self._helping[job.scratch] -= 1
+        now = time.monotonic()
+        before, _ = self._pauses.get(job.scratch, (0.0, 0.0))
+        useless = now - self._begun.get(job.scratch, 0.0) < _SHORT_S
+        pause = min(max(_FIRST_PAUSE_S, 2 * before * useless), _LONGEST_PAUSE_S)
+        self._pauses[job.scratch] = pause, now + pause
+
+    def _help(self, folder: Path, about: dict[str, Any]) -> Job | None:
+        place, below = about["picture"]
+        picture = self._layout.folders[place] / below
+        try:
+            asked = prompts.parse(json.dumps(about["prompts"]).encode()).prompts
+        except PromptError:  # of a newer version
+            return None
+        if not exists(picture):
+            return None
+        return Job(about["id"], about["name"], picture, asked, scratch=folder, helps=True)
+
+    # ── looking ──
+
+    def sweep(self, listing: Listing, now: float, after_s: float) -> None:
+        """Remove what nothing in `in/` and `work/` has asked for in `after_s`. `now` is a monotonic clock. OSError."""
+        claims = {self._label(found.outer) for found in listing.claims}
+        left = {}
+        for folder in self._folders():
+            about = self._about(folder)
+            if about and (about["claim"] in claims or exists(self._layout.input / about["waits"])):
+                continue
+            left[folder] = self._since.get(folder, now)
+            if now - left[folder] > after_s:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._since = left
+        if self._pauses and not left:
+            self._pauses = {folder: pause for folder, pause in self._pauses.items() if pause[1] > now}
+
+    def _folders(self) -> list[Path]:
+        try:
+            return sorted(Path(entry.path) for entry in os.scandir(self._root))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _about(self, folder: Path) -> dict[str, Any] | None:
+        """None: it is just being made, or is none of ours."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            about = json.loads((folder / _OPEN).read_bytes())
+            if isinstance(about, dict) and {"claim", "waits", "picture", "id", "name", "prompts"} <= about.keys():
+                return about
+        return None
+
+    def _label(self, outer: Path) -> str:
+        return str(outer.relative_to(self._layout.work))
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

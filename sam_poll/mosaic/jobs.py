@@ -1,0 +1,147 @@
+"""A mosaic as a job of the pipeline: one tile at a time on the device thread, put together on the finish pool.
+
+What is done lies in the job's scratch folder, where other daemons and devices may take tiles, too, and where it is
+found again when the job is given back, taken over or tried again.
+
+What can still go wrong here: a picture that is replaced while it is at work, by one of the same length and time.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from sam_poll.errors import PictureError
+from sam_poll.fs import shown
+from sam_poll.mosaic.passes import Passes
+from sam_poll.mosaic.source import Source, opened
+from sam_poll.mosaic.state import How
+from sam_poll.mosaic.tiles import Area
+from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, RASTER, Step, Taken, Wish, Work
+from sam_poll.types import Bitmap, Document, Engine, Job, Mosaic, Pixels
+
+_KINDS = {
+    RASTER: "image/tiff; application=geotiff",
+    GEOPACKAGE: "application/geopackage+sqlite3",
+    GEOJSON: "application/geo+json",
+}
+_MADE = "made-"
+
+
+def begin(job: Job, between: Callable[[], None], *, model: str) -> MosaicPieces:
+    """The mosaic that a job asks for, taken up where it was left. `between` is called between two steps, and may raise
+    what ends the work; `model` names the weights. PictureError, UnfinishedError, OSError."""
+    with _by_name(job):
+        return MosaicPieces(job, between, model)
+
+
+@contextmanager
+def _by_name(job: Job) -> Iterator[None]:
+    """Errors name the picture, and not where it lies while it is at work."""
+    try:
+        yield
+    except PictureError as error:
+        assert isinstance(job.picture, Path)
+        path, name = str(job.picture.absolute()), shown(job.picture.name)
+        error.reason = error.reason.replace(path, name)
+        error.place = error.place.replace(path, name) if error.place else name
+        raise
+
+
+class _Read(Source):
+    """A source that is opened, read and closed in one thread of its own: GDAL's settings are a thread's, and the
+    stages of a job run in many."""
+
+    def __init__(self, path: Path) -> None:
+        self._thread, self._stack = ThreadPoolExecutor(1, "windows"), ExitStack()
+        try:
+            self._source = self._thread.submit(self._stack.enter_context, opened(path)).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)  # what is known of the picture
+
+    def read(self, area: Area) -> tuple[Pixels, Bitmap]:
+        return self._thread.submit(self._source.read, area).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._stack.close)
+        self._thread.shutdown()
+
+
+class MosaicPieces:
+    """`types.Pieces` of one mosaic."""
+
+    def __init__(self, job: Job, between: Callable[[], None], model: str) -> None:
+        asked = job.prompts
+        assert isinstance(asked, Mosaic)
+        assert isinstance(job.picture, Path)
+        assert job.scratch is not None
+        self._job, self._between, self._tenth = job, between, 0
+        self.found = 0
+        wish = Wish(asked.tile, asked.padding, Passes(asked.first, asked.passes, asked.target_coverage), model)
+        self._source: _Read | None = _Read(job.picture)
+        try:
+            how: How = "join" if job.helps else "anew"
+            self._work = Work(self._source, job.picture, wish, job.scratch, self._on_step, how=how, between=between)
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, engine: Engine) -> bool | None:
+        """Make one tile. None: others are at what is left. OSError: what was done is gone."""
+        try:
+            with _by_name(self._job):
+                taken = self._work.take(lambda: engine)
+        except FileNotFoundError as error:
+            if self._job.helps:  # whose it is has finished it
+                return False
+            raise _gone(error) from error
+        return None if taken is Taken.WAIT else taken is Taken.TILE
+
+    def documents(self) -> Sequence[Document]:
+        """labels.tif, labels.gpkg, labels.geojson as files in the scratch folder, and stats.json."""
+        state = self._work.state
+        try:
+            with state.held("end") as ours:
+                if not ours:  # by somebody who takes the job for its own; one of the two will find that it is not
+                    raise OSError(errno.EAGAIN, "another daemon is putting it together", str(state.folder))
+                for old in state.folder.glob(f"{_MADE}*"):
+                    shutil.rmtree(old, ignore_errors=True)
+                made = state.folder / f"{_MADE}{uuid.uuid4().hex}"
+                made.mkdir()
+                stats = self._work.put_together(made)
+        except FileNotFoundError as error:
+            raise _gone(error) from error
+        self.found = stats["labels"]
+        files = [Document(f".{name}", kind, b"", made / name) for name, kind in _KINDS.items()]
+        return [*files, Document(".stats.json", "application/json", json.dumps(stats, indent=2).encode())]
+
+    def close(self) -> None:
+        """Let go of the picture."""
+        source, self._source = self._source, None
+        if source:
+            source.close()
+
+    def _on_step(self, step: Step) -> None:
+        tenth = step.done * 10 // step.total
+        if step.stage == "tiles" and tenth != self._tenth:
+            self._tenth = tenth
+            line = "job {}: {} of {} tiles, {:.1%} covered"
+            logger.info(line, shown(self._job.id), step.done, step.total, step.coverage)
+        self._between()
+
+
+def _gone(error: OSError) -> OSError:
+    return OSError(errno.ESTALE, "what was done of the mosaic has been taken away", error.filename)
