@@ -6,8 +6,7 @@ all of that is decided at the decoder's low resolution, where boxes and areas ar
 have them, and candidates wait packed, so memory does not grow with the picture.
 
 What can still go wrong here: masks may overlap, a part and its whole are both found, and what no point of the grid
-hits is not. Boxes of few pixels are compared with their last row and column, which the libraries leave out. Where
-candidates take more than `ROOM_BYTES`, one may go because of another that goes later itself.
+hits is not. Where candidates take more than `ROOM_BYTES`, one may go because of another that goes later itself.
 """
 
 from __future__ import annotations
@@ -141,7 +140,15 @@ def _best(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _boxes(found: Sequence[Candidate]) -> Boxes:
-    return np.array([(c.box.x0, c.box.y0, c.box.x1, c.box.y1) for c in found], dtype=np.float64).reshape(-1, 4)
+    return _compared([(c.box.x0, c.box.y0, c.box.x1, c.box.y1) for c in found])
+
+
+def _compared(edges: Sequence[tuple[float, float, float, float]]) -> Boxes:
+    """Boxes as the libraries compare them: to the centres of the last row and column. None is empty, as theirs may be:
+    the masks of one line of pixels would all stay."""
+    boxes = np.array(edges, dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:] - 1, boxes[:, :2] + 1)
+    return boxes
 
 
 def distinct(boxes: Boxes, order: Sequence[int]) -> list[int]:
@@ -357,9 +364,9 @@ def masks(
             mended.append(changed)
     if not asked.min_area:
         return made
-    boxes = np.array([(m.left, m.top, m.left + m.pixels.shape[1], m.top + m.pixels.shape[0]) for m in made])
+    boxes = _compared([(m.left, m.top, m.left + m.pixels.shape[1], m.top + m.pixels.shape[0]) for m in made])
     order = sorted(range(len(made)), key=lambda index: mended[index])  # what needed no mending comes first
-    return [made[index] for index in sorted(distinct(boxes.astype(np.float64).reshape(-1, 4), order))]
+    return [made[index] for index in sorted(distinct(boxes, order))]
 
 
 def _clean(mask: Mask, size: Size, min_area: int) -> tuple[Mask, bool]:

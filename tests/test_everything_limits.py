@@ -83,18 +83,25 @@ class AsTheirs:
 
 
 @pytest.mark.parametrize(
-    ("seed", "size", "difficulty", "points", "crops"),
+    ("seed", "size", "difficulty", "radius", "points", "crops"),
     [
-        (1003, (253, 215), 0.154, 12, 0),  # candidates close to the least stability
-        (2000, (232, 351), 0.394, 5, 1),  # one ends 21 pixels before its crop does
-        (2006, (203, 455), 0.335, 5, 1),  # one has nearly the same box as one that its crop cuts off
+        (1003, (253, 215), 0.154, (12, 60), 12, 0),  # candidates close to the least stability
+        (779, (64, 48), 0.2, (5, 12), 8, 0),  # boxes of few pixels, just about the same
+        (2000, (232, 351), 0.394, (12, 60), 5, 1),  # one ends 21 pixels before its crop does
+        (2006, (203, 455), 0.335, (12, 60), 5, 1),  # one has nearly the same box as one that its crop cuts off
     ],
 )
 def test_in_each_scene_the_generators_objects_are_found_and_no_others(
-    seed: int, size: tuple[int, int], difficulty: float, points: int, crops: int, network: TorchEngine
+    seed: int,
+    size: tuple[int, int],
+    difficulty: float,
+    radius: tuple[int, int],
+    points: int,
+    crops: int,
+    network: TorchEngine,
 ) -> None:
     asked = Everything(points, 0, 0.8, 0.7, crops)
-    scene = scenes.draw(seed, size, difficulty, count=(3, 9), radius=(12, 60))
+    scene = scenes.draw(seed, size, difficulty, count=(3, 9 if min(size) > 100 else 5), radius=radius)
     made = generator(train_demo.build(weights=train_demo.DEMO / "demo.pt").eval(), asked)
     theirs = expected_of(made, scene.pixels)
     engine: Any = AsTheirs(network, made.predictor)
@@ -223,3 +230,9 @@ def test_the_masks_of_a_picture_of_any_shape_lie_in_it_and_none_is_empty(size: S
         assert 0 <= mask.left < mask.left + width <= size.width
         assert 0 <= mask.top < mask.top + height <= size.height
     assert not everything.masks(found, Everything(3, min_area=size.width * size.height + 1))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (3, 4, 30, 5), (3, 4, 4, 50)])
+def test_of_masks_of_the_same_line_of_pixels_one_stays(box: tuple[int, int, int, int]) -> None:
+    found = [candidate(box, score, Size(100, 100)) for score in (0.8, 0.9, 0.7)]
+    assert [one.score for one in everything._best(found)] == [0.9]

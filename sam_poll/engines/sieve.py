@@ -2,7 +2,7 @@
 
 What can still go wrong here: areas are measured on a few lines of each row of the plane, which differs from counting
 the enlarged mask's pixels, by some hundredths for an object of a few hundred. Whoever is that close to the threshold is
-counted, but in pictures of more than `AT_ONCE` pixels, where it is a few thousandths: there a candidate may be kept
+counted, but in pictures of more than `COUNTED` pixels, where it is a thousandth or two: there a candidate may be kept
 that the libraries drop, or the other way round.
 """
 
@@ -17,6 +17,7 @@ from sam_poll.types import Frame
 OFFSET = 1.0  # stability_score_offset of the libraries' automatic mask generators
 LINES = 512  # a plane is read on so many lines. Planes of 64: with 64 a score strays by 0.01, with 512 by 0.001
 AT_ONCE = 1 << 20  # numbers worked on at a time: 4 MiB of float32, some eight times over, within `estimate.MARGIN_MIB`
+COUNTED = 4 * AT_ONCE  # the largest picture whose pixels are counted, one mask at a time: 20 MiB
 # How far a score measured between pixels may be from one counted in them: at least, and for an area of one pixel. It
 # falls with the area to the power of 3/4, as the pixels on an outline, each of them off by chance, do beside the area.
 DOUBT, DOUBT_PX = 0.003, 8.0
@@ -33,7 +34,7 @@ def sieved(logits: Tensor, scores: Tensor, frame: Frame, iou: float, stability: 
     inner, outer = _areas(logits, frame)
     steady = _ratio(inner, outer)
     if stability > 0:
-        if frame.size.width * frame.size.height <= AT_ONCE:
+        if frame.size.width * frame.size.height <= COUNTED:
             close = ((steady - stability).abs() <= _doubt(outer, logits, frame)).nonzero()[:, 0]
             steady[close] = _counted(logits, close, frame)
         good = (steady >= stability).nonzero()[:, 0]
