@@ -35,6 +35,8 @@ def error_console() -> Console:
 def set_up_log(kind: str, level: str, *, console: Console | None = None) -> None:
     """Send loguru's lines to stderr as text or JSON lines, or through `console` so that a live display stays whole."""
     logger.remove()
+    if sys.stderr is None:  # closed (2>&-): there is nobody to tell
+        return
     if kind == "json":
         logger.add(_write_json, level=level, format="{message}")
     elif console is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,11 @@ def test_a_daemons_file_with_nonsense_in_it_is_shown_all_the_same(odd: dict[str,
     assert all(cell.isprintable() for cell in row)
     for alarm in console.alarms_of(odd):
         assert (type(alarm["kind"]), type(alarm["message"]), type(alarm["seconds"])) == (str, str, float)
+
+
+def test_without_a_stderr_a_command_goes_on_and_tells_nobody() -> None:
+    code = (
+        "from sam_poll import console; console.set_up_log('text', 'INFO'); from loguru import logger; logger.error('x')"
+    )
+    words = [sys.executable, "-c", f"import sys; sys.stderr = None; {code}"]
+    assert subprocess.run(words, check=False).returncode == 0

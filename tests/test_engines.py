@@ -260,6 +260,14 @@ def test_a_broken_checkpoint_is_refused_with_its_reason(tmp_path: Path, reason: 
     assert caught.value.remedy
 
 
+def test_a_file_that_could_run_code_is_refused_and_nobody_is_told_to_load_it_all_the_same(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "optimizer": spec_of(tmp_path)}, tmp_path / "training.pt")
+    with pytest.raises(ModelError, match="more than weights") as caught:
+        load(spec_of(tmp_path / "training.pt"), device="cpu")
+    assert "weights_only" not in str(caught.value)
+    assert "state_dict" in str(caught.value.remedy)
+
+
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         load(spec_of(tmp_path / "none.pt"), device="cpu")

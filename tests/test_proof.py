@@ -271,6 +271,21 @@ def test_what_cannot_be_used_is_told_with_its_folder_and_user(share: Share, monk
     assert f"user {os.getuid()}" in (raised.value.remedy or "")
 
 
+def test_a_folder_that_cannot_be_read_is_told_before_anything_is_waited_for(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if path == share.layout.input:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ShareError, match="`input` cannot be used: Permission denied"):
+        prove(share.layout)
+
+
 def test_a_probe_that_others_take_away_again_and_again_is_given_up_at_last(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,8 @@ def prove(layout: Layout, sentinel: Path | None = None) -> None:
     for name, folder in layout.folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with os.scandir(folder) as entries:  # what may be written into may not always be read
+                next(entries, None)
         except OSError as error:
             raise unusable(name, folder, error) from error
     for patience in range(_TRIES, -1, -1):
@@ -96,7 +98,7 @@ def unusable(name: str, folder: Path, error: OSError) -> ShareError:
     return ShareError(
         f"`{name}` cannot be used: {error.strerror or error}",
         place=str(folder),
-        remedy=f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to write there",
+        remedy=f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to read and write there",
     )
 
 

@@ -42,10 +42,18 @@ def read(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises nearly anything on broken files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason or reason.startswith("Weights only"):
+            # What torch advises here, to load it all the same, would run whatever code is in it.
+            raise ModelError(
+                "the checkpoint cannot be read: it holds more than weights, or is no PyTorch file at all",
+                place=place,
+                remedy="download it again; of a training of your own save the weights alone, "
+                "`torch.save(model.state_dict(), PATH)`",
+            ) from error
         raise ModelError(
             f"the checkpoint cannot be read: it is cut short or not a PyTorch file of weights ({reason})",
             place=place,
-            remedy="download it again and compare its SHA-256 (`sam-poll models verify`)",
+            remedy="download it again and compare its SHA-256 (`sam-poll models verify`, for those of the catalogue)",
         ) from error
     weights = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if (
