@@ -360,7 +360,7 @@ def test_a_checkpoint_that_is_none_is_the_trials_problem(tmp_path: Path) -> None
     done = run.examine(run.Wishes(flags={"model": str(tmp_path / "mine.pt"), "device": "cpu"}))
     (problem,) = [f for f in done.findings if f.level == "problem"]
     assert (problem.section, problem.name, problem.exit_code) == ("trial", "read", ExitCode.MODEL)
-    assert "cut short" in problem.what
+    assert "no PyTorch file" in problem.what
     assert {"torch", "torchvision", "device"} <= set(done.ms)
 
 

@@ -234,7 +234,7 @@ def test_a_checkpoint_whose_name_is_no_utf8_is_tried_like_any_other(tmp_path: Pa
     told = child.Told()
     trial.run(order, lambda **event: told.hear(json.loads(json.dumps(event))))
     assert told.error
-    assert "cut short" in str(told.error["reason"])
+    assert "no PyTorch file" in str(told.error["reason"])
 
 
 @pytest.mark.parametrize(
