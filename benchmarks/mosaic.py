@@ -1,7 +1,8 @@
 """Mosaics by the piece: time, peak memory, and how well the labels fit what was drawn. `python -m benchmarks.mosaic`.
 
 Each run is a process of its own, so that its peak is its own. `--library` loops `sam2`'s mask generator over
-some of the same windows, same weights, grid and thresholds, and says how long a megapixel takes there.
+some of the same windows, same weights, grid and thresholds, and says how long a megapixel takes there. `--alone` says
+how well the network sees such shapes where nothing is cut.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 POINTS, STABILITY = 12, 0.7  # the bundled model's masks are not very stable
+ALONE = (768, 1280, 1500)  # sides of windows: of tiles of 512 and of 1024, and the whole of the tests' mosaics
 
 
 def run(picture: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def run(picture: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]
     wish = Wish(args.tile, args.padding, Passes(first), args.model)
     # as a GPU's engine and its weights would be, the network's own memory is there before and after
     engine = engines.load(engines.resolve(args.model), device=args.device)
-    begun, stages, last = time.monotonic(), {}, [time.monotonic(), "tiles"]
+    stages: dict[str, float] = {}
+    last: list[Any] = [time.monotonic(), "tiles"]
+    begun = time.monotonic()
 
     def on_step(step: Any) -> None:
         now = time.monotonic()
@@ -73,7 +77,7 @@ def library(picture: Path, args: argparse.Namespace) -> dict[str, Any]:
     from tools import train_demo
 
     warnings.simplefilter("ignore")
-    model = train_demo.build(weights=train_demo.DEMO / "demo.pt").eval()
+    model: Any = train_demo.build(weights=train_demo.DEMO / "demo.pt").eval()
     made = SAM2AutomaticMaskGenerator(
         model, points_per_side=args.points, pred_iou_thresh=0.8, stability_score_thresh=STABILITY
     )
@@ -115,6 +119,40 @@ def truth(output: Path, drawn: Any, tile: int) -> dict[str, Any]:
         "crossing_missed": sum(found[shape].labels == 0 for shape in over),
         "covered_of_shapes": round(float((labels[drawn > 0] > 0).mean()), 4),
     }
+
+
+def alone(args: argparse.Namespace) -> dict[str, Any]:
+    """How well each kind of shape is seen in the middle of a window of its own: no seam, nothing cut off."""
+    import numpy as np
+
+    from sam_poll import engines
+    from sam_poll.mosaic.passes import Passes, labelled
+    from sam_poll.types import Everything
+    from tools import mosaics
+
+    engine = engines.load(engines.resolve(args.model), device=args.device)
+    wish = Passes(Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY))
+    found: dict[str, Any] = {}
+    for kind in (*mosaics.KINDS, "ring"):
+        drawn = mosaics.draw(args.seed, args.side, (kind,), tuple(args.radius))
+        for window in ALONE:
+            ious = []
+            for shape in range(1, int(drawn.truth.max()) + 1):
+                middle = [int(places.mean()) for places in np.nonzero(drawn.truth == shape)]
+                begin = [max(0, min(place - window // 2, args.side - window)) for place in middle]
+                where = slice(begin[0], begin[0] + window), slice(begin[1], begin[1] + window)
+                truth = drawn.truth[where]
+                seen = labelled(
+                    engine, drawn.pixels[where], np.ones(truth.shape, bool), wish, (slice(None), slice(None))
+                )
+                ious.append(mosaics.compare(truth, seen.numbers)[shape].iou)
+            found[f"{kind}, {window}"] = {
+                "shapes": len(ious),
+                "mean_iou": round(float(np.mean(ious)), 4),
+                "worst_of_nine_tenths": round(float(np.quantile(ious, 0.1)), 4),
+                "missed": sum(iou < 0.5 for iou in ious),
+            }
+    return found
 
 
 def pictures(folder: Path, args: argparse.Namespace) -> None:
@@ -161,6 +199,8 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    from tools import mosaics
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=10_000)
     parser.add_argument("--tile", type=int, default=1024)
@@ -172,6 +212,8 @@ def main() -> None:
     parser.add_argument("--library", type=int, default=0, help="so many windows by the library's generator as well")
     parser.add_argument("--keep", type=Path, help="keep the picture and the outputs here")
     parser.add_argument("--pictures", type=Path, help="only make the pictures of docs/mosaic.md, in this folder")
+    parser.add_argument("--alone", action="store_true", help="only shapes that nothing cuts, by kind and window")
+    parser.add_argument("--radius", type=float, nargs=2, default=mosaics.RADIUS, help="with --alone: of the shapes")
     parser.add_argument("--child", nargs=2, metavar=("KIND", "PICTURE"), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -179,11 +221,12 @@ def main() -> None:
         kind, picture = args.child
         print(json.dumps(library(Path(picture), args) if kind == "library" else run(Path(picture), args.output, args)))
         return
+    if args.alone:
+        print(json.dumps(alone(args), indent=2))
+        return
     if args.pictures:
         pictures(args.pictures, args)
         return
-    from tools import mosaics
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
