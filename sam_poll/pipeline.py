@@ -400,6 +400,7 @@ class Pipeline:
         elif task.job.helps:
             self._ends.release(task)
         elif more is None:
+            task.proved.set()  # nothing of it is at work here
             threading.Timer(_WAIT_S, self._device_queue.put, [task]).start()
         else:
             self._finishers.submit(self._guarded, self._assemble, task)

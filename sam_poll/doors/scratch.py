@@ -23,11 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Listing
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import PromptError
-from sam_poll.fs import TEMP_PREFIX, exists, write_whole
+from sam_poll.fs import TEMP_PREFIX, exists, shown, write_whole
 from sam_poll.types import ADVANCED, Job
 
 FOLDER = f"{TEMP_PREFIX}mosaic"
@@ -107,6 +109,7 @@ class Scratch:
             if self._helping[folder] + ours < hands and (job := self._help(folder, about)):
                 self._helping[folder] += 1
                 self._begun[folder] = now
+                logger.debug("takes tiles of {}, too", shown(job.id))
                 found.append(job)
         return found
 
