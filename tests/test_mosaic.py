@@ -649,6 +649,32 @@ def test_a_cut_file_is_refused_with_the_place(tmp_path: Path) -> None:
         mosaic(tmp_path / "cut.tif", tmp_path / "out", WISH, FakeEngine)
 
 
+def test_a_picture_is_never_overwritten_by_its_own_labels(tmp_path: Path) -> None:
+    mosaics.write(tmp_path / "labels.tif", shown(blobs(5, Size(100, 100))))
+    before = (tmp_path / "labels.tif").read_bytes()
+    with pytest.raises(UsageError, match="overwrite the picture"):
+        mosaic(tmp_path / "labels.tif", tmp_path, WISH, FakeEngine)
+    assert (tmp_path / "labels.tif").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.tif"]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"no utf-8 \xff")])
+def test_a_folder_whose_name_gdal_cannot_write_is_refused_before_anything_is_done(tmp_path: Path, name: str) -> None:
+    mosaics.write(tmp_path / "a.tif", shown(blobs(5, Size(100, 100))))
+    with pytest.raises(UsageError, match="its name"):
+        mosaic(tmp_path / "a.tif", tmp_path / name, WISH, FakeEngine)
+    assert not (tmp_path / name).exists()
+
+
+def test_what_a_viewer_left_beside_an_older_output_is_not_played_into_the_new_one(picture: Path, eyes: Eyes) -> None:
+    out = picture.parent / "out"
+    out.mkdir()
+    for ending in (".gpkg-wal", ".gpkg-shm", ".tif.ovr"):
+        (out / f"labels{ending}").write_bytes(b"of an older one")
+    mosaic(picture, out, WISH, FakeEngine)
+    assert len(list(out.iterdir())) == 4
+
+
 # ── the command ──
 
 

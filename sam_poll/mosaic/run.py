@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sam_poll.fs import sync_folder, write_whole
+from sam_poll.errors import UsageError
+from sam_poll.fs import shown, sync_folder, write_whole
+from sam_poll.mosaic import labels
 from sam_poll.mosaic.source import opened
 from sam_poll.mosaic.state import FOLDER, POLL_S, clear_after
 from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, RASTER, STATS, OnStep, Step, Taken, Wish, Work, job_of
@@ -33,6 +35,7 @@ def mosaic(
     `engine` is called when there is a tile to compute. What was finished before is not done again. PictureError,
     UsageError, ShareError, OSError, and what the engine raises.
     """
+    _check_place(picture, output)
     output.mkdir(parents=True, exist_ok=True)
     with opened(picture) as source:
         job = job_of(picture, source, wish)
@@ -58,6 +61,20 @@ def lend_a_hand(picture: Path, output: Path, wish: Wish, engine: Callable[[], En
                 pass
 
 
+def _check_place(picture: Path, output: Path) -> None:
+    try:
+        str(output.absolute()).encode()
+    except UnicodeError:
+        raise UsageError(
+            "its name is no UTF-8, and GDAL writes no other", place=shown(output), remedy="take another folder"
+        ) from None
+    if not str(output.absolute()).isprintable():
+        raise UsageError("its name holds line breaks or the like", place=shown(output), remedy="take another folder")
+    for name in (RASTER, GEOPACKAGE, GEOJSON, STATS):
+        if (output / name).exists() and (output / name).samefile(picture):
+            raise UsageError(f"{name} would overwrite the picture", place=str(output), remedy="take another folder")
+
+
 def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, Any]:
     while (taken := work.take(engine)) is not Taken.NONE:
         if taken is Taken.WAIT:
@@ -71,7 +88,7 @@ def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, A
                 if whole is None:
                     whole = work.put_together(state.folder)
                     for name in (RASTER, GEOPACKAGE, GEOJSON):
-                        (state.folder / name).replace(output / name)
+                        labels.put(state.folder / name, output / name)
                     sync_folder(output)
                     write_whole(stats, json.dumps(whole, indent=2).encode())
                 state.clear()

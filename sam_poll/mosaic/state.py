@@ -132,9 +132,10 @@ class State:
             move_new(temporary, self.path(number))
         except FileExistsError:
             temporary.unlink(missing_ok=True)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            error.filename = error.filename or str(self._tiles)
             raise
 
     def table(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, bool]:
