@@ -312,4 +312,4 @@ def test_the_wheel_holds_the_model_the_font_and_the_commands(tmp_path: Path) -> 
 @dockerfiles
 def test_the_images_hold_what_a_mosaic_needs(name: str) -> None:
     assert "geo" in extras(name)
-    assert "libexpat1" in (ROOT / "docker" / name).read_text("utf-8"), "rasterio's wheel links to it and has it not"
+    assert "libexpat1" in (ROOT / name).read_text("utf-8"), "rasterio's wheel links to it and has it not"
