@@ -41,7 +41,7 @@ from sam_poll.errors import (
 from sam_poll.fs import shown
 from sam_poll.stats import Pulse, Stats
 from sam_poll.tasks import Either, Hurried, Task, log_answer, log_pieces, result_of, timed
-from sam_poll.types import ADVANCED, Document, Door, Embedding, Engine, Everything, Format, Job, Mosaic, Pieces, Result
+from sam_poll.types import Document, Door, Embedding, Engine, Everything, Format, Job, Mosaic, Pieces, Result
 
 _POLL_S = 0.1
 _IDLE_S = 1.0
@@ -101,6 +101,8 @@ class Pipeline:
         self._fatal: DeviceError | None = None
         self._hurry = threading.Event()
         self._lock = threading.Lock()
+        self._lone: Task | None = None
+        self._aside: set[Task] = set()
         self._unread = self._coming = 0
         self._not_before = 0.0
 
@@ -167,16 +169,27 @@ class Pipeline:
 
     def _alone(self, task: Task, ending: Either) -> None:
         """Run a job that was at work when a process ended, with nothing else at work: if it ends this one too, no
-        other job is blamed for it. Of one that is done in pieces the first that is left."""
+        other job is blamed for it. Of one that is done in pieces the first that is left; others of that kind pause."""
         others = 0
-        while others < self._depth - 1 and not ending.is_set():
+        with self._lock:
+            self._lone = task
+        while others + len(self._aside) < self._depth - 1 and not ending.is_set():
             others += self._slots.acquire(timeout=_POLL_S)
             self._intake_pulse.beat()
-        stage = self._decode if others == self._depth - 1 else self._ends.release  # to be run alone, or another time
+        # to be run alone, or another time
+        stage = self._decode if others + len(self._aside) >= self._depth - 1 else self._ends.release
         self._decoders.submit(self._guarded, stage, task)
         while not (task.proved.wait(_POLL_S) or ending.is_set()):
             self._intake_pulse.beat()
+        self._lone = None
         self._slots.release(others) if others else None
+
+    def _steps_aside(self, task: Task) -> bool:
+        """Whether a job done in pieces pauses, because another one is to be run alone."""
+        with self._lock:
+            lone = self._lone
+            (self._aside.discard if lone in (None, task) else self._aside.add)(task)
+        return lone not in (None, task)
 
     def _drain(self, depth: int, stop: threading.Event) -> None:
         """Wait until every slot is back; after `stop`, no longer than `drain_s`."""
@@ -274,7 +287,6 @@ class Pipeline:
         if task.job.scratch is None or self._begin is None:
             raise InputError("pictures larger than memory are not answered this way", place="mosaic", remedy=_MOSAIC)
         with timed(task, "open"):
-            bytesof.check_file(task.job)
             task.pieces = self._begin(task.job, partial(self._breathe, task))
         self._device_queue.put(task)
 
@@ -386,6 +398,9 @@ class Pipeline:
         assert task.pieces is not None
         if self._stop.is_set():
             raise Hurried  # what is done is kept
+        if self._steps_aside(task):
+            self._put_off(task)
+            return
         try:
             with timed(task, "predict", add=True):
                 more = task.pieces.take(self._engine)
@@ -393,17 +408,20 @@ class Pipeline:
             self._fail(error, [task])
             return
         if more:
-            if not task.proved.is_set() and task.job.scratch and not task.job.helps:
-                (task.job.scratch / ADVANCED).touch()
+            self._unread = 0
             task.proved.set()
             self._device_queue.put(task)
         elif task.job.helps:
             self._ends.release(task)
         elif more is None:
             task.proved.set()  # nothing of it is at work here
-            threading.Timer(_WAIT_S, self._device_queue.put, [task]).start()
+            self._breathe(task)  # it waits, and not for ever
+            self._put_off(task)
         else:
             self._finishers.submit(self._guarded, self._assemble, task)
+
+    def _put_off(self, task: Task) -> None:
+        threading.Timer(_WAIT_S, self._device_queue.put, [task]).start()
 
     def _assemble(self, task: Task) -> None:
         assert task.pieces is not None

@@ -10,31 +10,32 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loguru import logger
 
+from sam_poll import bytesof
 from sam_poll.errors import PictureError
-from sam_poll.fs import shown
+from sam_poll.fs import NO_FILE, shown
 from sam_poll.mosaic.passes import Passes
 from sam_poll.mosaic.source import Source, opened
 from sam_poll.mosaic.state import How
 from sam_poll.mosaic.tiles import Area
 from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, RASTER, Step, Taken, Wish, Work
-from sam_poll.types import Bitmap, Document, Engine, Job, Mosaic, Pixels
+from sam_poll.types import ADVANCED, Bitmap, Document, Engine, Job, Mosaic, Pixels
+
+T = TypeVar("T")
 
 _KINDS = {
     RASTER: "image/tiff; application=geotiff",
     GEOPACKAGE: "application/geopackage+sqlite3",
     GEOJSON: "application/geo+json",
 }
-_MADE = "made-"
+_BREATH_S = 0.5
 
 
 def begin(job: Job, between: Callable[[], None], *, model: str) -> MosaicPieces:
@@ -58,26 +59,43 @@ def _by_name(job: Job) -> Iterator[None]:
 
 
 class _Read(Source):
-    """A source that is opened, read and closed in one thread of its own: GDAL's settings are a thread's, and the
-    stages of a job run in many."""
+    """A job's picture, checked, opened, read and closed in one thread of its own: GDAL's settings are a thread's, and
+    the stages of a job run in many. `between` is called as long as any of it takes."""
 
-    def __init__(self, path: Path) -> None:
-        self._thread, self._stack = ThreadPoolExecutor(1, "windows"), ExitStack()
+    def __init__(self, job: Job, between: Callable[[], None]) -> None:
+        self._thread, self._stack, self._between = ThreadPoolExecutor(1, "windows"), ExitStack(), between
         try:
-            self._source = self._thread.submit(self._stack.enter_context, opened(path)).result()
+            self._source = self._there(lambda: self._opened(job))
         except BaseException:
-            self._thread.shutdown()
+            self.close()
             raise
+
+    def _opened(self, job: Job) -> Source:
+        assert isinstance(job.picture, Path)
+        try:
+            bytesof.check_file(job)
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            remedy = "let the daemon's user read it, then `sam-poll retry`"
+            raise PictureError(f"it cannot be opened: {error.strerror}", remedy=remedy) from error
+        return self._stack.enter_context(opened(job.picture))
+
+    def _there(self, act: Callable[[], T]) -> T:
+        future = self._thread.submit(act)
+        while not wait([future], _BREATH_S).done:
+            self._between()
+        return future.result()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)  # what is known of the picture
 
     def read(self, area: Area) -> tuple[Pixels, Bitmap]:
-        return self._thread.submit(self._source.read, area).result()
+        return self._there(lambda: self._source.read(area))
 
     def close(self) -> None:
         self._thread.submit(self._stack.close)
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # a share that hangs must not hold the end up
 
 
 class MosaicPieces:
@@ -88,10 +106,10 @@ class MosaicPieces:
         assert isinstance(asked, Mosaic)
         assert isinstance(job.picture, Path)
         assert job.scratch is not None
-        self._job, self._between, self._tenth = job, between, 0
+        self._job, self._between, self._tenth, self._advanced = job, between, 0, job.helps
         self.found = 0
         wish = Wish(asked.tile, asked.padding, Passes(asked.first, asked.passes, asked.target_coverage), model)
-        self._source: _Read | None = _Read(job.picture)
+        self._source: _Read | None = _Read(job, between)
         try:
             how: How = "join" if job.helps else "anew"
             self._work = Work(self._source, job.picture, wish, job.scratch, self._on_step, how=how, between=between)
@@ -104,6 +122,9 @@ class MosaicPieces:
         try:
             with _by_name(self._job):
                 taken = self._work.take(lambda: engine)
+            if taken is Taken.TILE and not self._advanced:
+                (self._work.state.folder / ADVANCED).touch()
+                self._advanced = True
         except FileNotFoundError as error:
             if self._job.helps:  # whose it is has finished it
                 return False
@@ -114,13 +135,9 @@ class MosaicPieces:
         """labels.tif, labels.gpkg, labels.geojson as files in the scratch folder, and stats.json."""
         state = self._work.state
         try:
+            # Held by who has lost the job to us, and does not know it yet, or hangs: what we make lies beside that.
             with state.held("end") as ours:
-                if not ours:  # by somebody who takes the job for its own; one of the two will find that it is not
-                    raise OSError(errno.EAGAIN, "another daemon is putting it together", str(state.folder))
-                for old in state.folder.glob(f"{_MADE}*"):
-                    shutil.rmtree(old, ignore_errors=True)
-                made = state.folder / f"{_MADE}{uuid.uuid4().hex}"
-                made.mkdir()
+                made = state.fresh(alone=ours)
                 stats = self._work.put_together(made)
         except FileNotFoundError as error:
             raise _gone(error) from error

@@ -21,9 +21,10 @@ from sam_poll.fs import shown, sync_folder, write_whole
 from sam_poll.mosaic import labels
 from sam_poll.mosaic.source import opened
 from sam_poll.mosaic.state import FOLDER, POLL_S, clear_after
-from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, RASTER, STATS, OnStep, Step, Taken, Wish, Work, job_of
+from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, LONG_S, RASTER, STATS, OnStep, Step, Taken, Wish, Work, job_of
 from sam_poll.types import Engine
 
+_END = "end"  # whose lock says who puts all together
 __all__ = ["GEOJSON", "GEOPACKAGE", "RASTER", "STATS", "OnStep", "Step", "Wish", "lend_a_hand", "mosaic"]
 
 
@@ -40,7 +41,13 @@ def mosaic(
     with opened(picture) as source:
         job = job_of(picture, source, wish)
         if (found := _finished(output, job)) is None:
-            work = Work(source, picture, wish, output / FOLDER, on_step)
+
+            def told(step: Step) -> None:
+                on_step(step)
+                if step.stage != "tiles":
+                    work.state.beat(_END)
+
+            work = Work(source, picture, wish, output / FOLDER, told)
             try:
                 return _made(work, output, _once(engine))
             except FileNotFoundError:
@@ -79,21 +86,27 @@ def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, A
     while (taken := work.take(engine)) is not Taken.NONE:
         if taken is Taken.WAIT:
             time.sleep(POLL_S)
-    state, stats = work.state, output / STATS
+    state, seen, since = work.state, 0, time.monotonic()
     while True:
-        with state.held("end") as ours:
-            if ours:
+        with state.held(_END) as ours:
+            now, beaten = time.monotonic(), state.beaten_ns(_END)
+            if seen != beaten:
+                seen, since = beaten, now
+            if ours or now - since > LONG_S:  # whoever has it hangs; what we make lies beside
                 # whoever had it before has finished, or has ended before
-                whole = _finished(output, work.job)
-                if whole is None:
-                    whole = work.put_together(state.folder)
-                    for name in (RASTER, GEOPACKAGE, GEOJSON):
-                        labels.put(state.folder / name, output / name)
-                    sync_folder(output)
-                    write_whole(stats, json.dumps(whole, indent=2).encode())
+                whole = _finished(output, work.job) or _put_together(work, output, state.fresh(alone=ours))
                 state.clear()
                 return whole
         time.sleep(POLL_S)
+
+
+def _put_together(work: Work, output: Path, made: Path) -> dict[str, Any]:
+    whole = work.put_together(made)
+    for name in (RASTER, GEOPACKAGE, GEOJSON):
+        labels.put(made / name, output / name)
+    sync_folder(output)
+    write_whole(output / STATS, json.dumps(whole, indent=2).encode())
+    return whole
 
 
 def _once(engine: Callable[[], Engine]) -> Callable[[], Engine]:

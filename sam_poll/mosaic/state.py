@@ -20,6 +20,8 @@ import os
 import shutil
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +37,11 @@ from sam_poll.mosaic.passes import Numbers
 
 FOLDER = ".sam_poll-mosaic"
 POLL_S = 0.1
+BEGIN_S = 10.0  # who has the lock for the moment in which a mosaic is begun hangs if that takes so long
+_BEAT_S = 1.0
 How = Literal["refuse", "anew", "join"]
 _JOB = "job.json"
+_MADE = "made-"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -65,18 +70,27 @@ class State:
         text = json.dumps(job, indent=2, sort_keys=True)
         # Of its own for each kind, so that who comes late with a tile of another kind does no harm.
         self._tiles = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._beaten = 0.0
+        waits_until = time.monotonic() + BEGIN_S
         while True:
-            self._tiles.mkdir(parents=True, exist_ok=True)
             # not there: cleared just now by who has finished it
-            with contextlib.suppress(FileNotFoundError), self.held("begin") as ours:
-                if ours:
-                    self._agree(job, text, how)
-                    return
+            with contextlib.suppress(FileNotFoundError):
+                self._tiles.mkdir(parents=how != "join", exist_ok=True)
+                with self.held("begin") as ours:
+                    if ours or time.monotonic() > waits_until:  # whoever has it hangs
+                        self._agree(job, text, how)
+                        return
+            if how == "join" and not self.folder.is_dir():
+                raise UsageError("it is over", place=str(self.folder))
             time.sleep(POLL_S)
 
     def _agree(self, job: Mapping[str, Any], text: str, how: How) -> None:
         path = self.folder / _JOB
-        left = json.loads(path.read_text()) if path.is_file() else None
+        left = None
+        if path.is_file():
+            with contextlib.suppress(ValueError):
+                left = json.loads(path.read_bytes())
+            left = left if isinstance(left, dict) else {}  # of none that we know
         if left == job:
             return
         if how == "anew" or (left is None and how == "refuse"):
@@ -100,7 +114,7 @@ class State:
         """Whether a name, or a tile, is ours alone until the end of the `with`. FileNotFoundError: all has been cleared
         away."""
         path = self._tiles / f"tile-{name:05d}.lock" if isinstance(name, int) else self.folder / f"{name}.lock"
-        with path.open("w") as lock:
+        with path.open("a") as lock:  # which leaves its time alone
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -140,19 +154,52 @@ class State:
 
     def table(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, bool]:
         """Of a finished tile: scores, areas, valid pixels, whether it was skipped. Its labels are not read."""
-        with np.load(self.path(number), allow_pickle=False) as file:
+        with self._read(number) as file:
             valid, skipped = file["counts"].tolist()
             return file["scores"], file["areas"], valid, bool(skipped)
 
     def numbers(self, number: int) -> Numbers:
         """Of a finished tile: the labels of its core."""
-        with np.load(self.path(number), allow_pickle=False) as file:
+        with self._read(number) as file:
             return np.asarray(file["numbers"])
 
     def bands(self, number: int, *sides: str) -> dict[str, Numbers]:
         """Of a finished tile: its view of the areas along some of its seams."""
-        with np.load(self.path(number), allow_pickle=False) as file:
+        with self._read(number) as file:
             return {side: file[f"band_{side}"] for side in sides}
+
+    @contextmanager
+    def _read(self, number: int) -> Iterator[Any]:
+        """One that is spoilt, by a disk or a power cut, is removed: OSError says so, and the next try makes it anew."""
+        path = self.path(number)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                yield file
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            path.unlink(missing_ok=True)
+            said = "a finished tile is spoilt; it is removed, and made anew when this is started again"
+            raise OSError(errno.EIO, said, str(path)) from error
+
+    # ── outputs ──
+
+    def fresh(self, *, alone: bool) -> Path:
+        """A new folder for outputs. `alone`: nobody else makes any, so what others have begun is removed. OSError."""
+        for old in self.folder.glob(f"{_MADE}*") if alone else ():
+            shutil.rmtree(old, ignore_errors=True)
+        made = self.folder / f"{_MADE}{uuid.uuid4().hex}"
+        made.mkdir()
+        return made
+
+    def beat(self, name: str) -> None:
+        """Who holds a name is at work."""
+        if time.monotonic() - self._beaten > _BEAT_S:
+            self._beaten = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / f"{name}.lock")
+
+    def beaten_ns(self, name: str) -> int:
+        """A number that changes as long as who holds a name is at work. FileNotFoundError as `held`."""
+        return (self.folder / f"{name}.lock").stat().st_mtime_ns
 
     def clear(self) -> None:
         """Everything is done: the name of the job goes first, so that what may be left counts for nothing."""
