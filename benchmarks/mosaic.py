@@ -2,18 +2,21 @@
 
 Each run is a process of its own, so that its peak is its own. `--library` loops `sam2`'s mask generator over
 some of the same windows, same weights, grid and thresholds, and says how long a megapixel takes there. `--alone` says
-how well the network sees such shapes where nothing is cut.
+how well the network sees such shapes where nothing is cut. `--more cpu` makes it once more, with a second process that
+takes tiles beside the first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ POINTS, STABILITY = 12, 0.7  # the bundled model's masks are not very stable
 ALONE = (768, 1280, 1500)  # sides of windows: of tiles of 512 and of 1024, and the whole of the tests' mosaics
 
 
-def run(picture: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One mosaic, in this process."""
+def run(picture: Path, output: Path, args: argparse.Namespace, more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """One mosaic, in this process; `more` devices have a process each, and take tiles of it."""
     from sam_poll import engines
+    from sam_poll.mosaic.crew import Hand, crew
     from sam_poll.mosaic.passes import Passes
     from sam_poll.mosaic.run import Wish, mosaic
     from sam_poll.types import Everything
@@ -41,7 +45,12 @@ def run(picture: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]
         stages[last[1]] = stages.get(last[1], 0.0) + now - last[0]
         last[:] = [now, step.stage]
 
-    stats = mosaic(picture, output, wish, lambda: engine, on_step)
+    hands = [
+        Hand(name, picture, output, wish, partial(engines.load, engines.resolve(args.model), device=name))
+        for name in more
+    ]
+    with crew(hands, os.environ):
+        stats = mosaic(picture, output, wish, lambda: engine, on_step)
     wall = time.monotonic() - begun
     stages[last[1]] = stages.get(last[1], 0.0) + time.monotonic() - last[0]
     peak = _peak_mib()
@@ -212,6 +221,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--library", type=int, default=0, help="so many windows by the library's generator as well")
+    parser.add_argument("--more", default="", help="once more with a process each for these devices beside: `cpu,cpu`")
     parser.add_argument("--keep", type=Path, help="keep the picture and the outputs here")
     parser.add_argument("--pictures", type=Path, help="only make the pictures of docs/mosaic.md, in this folder")
     parser.add_argument("--alone", action="store_true", help="only shapes that nothing cuts, by kind and window")
@@ -221,7 +231,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         kind, picture = args.child
-        print(json.dumps(library(Path(picture), args) if kind == "library" else run(Path(picture), args.output, args)))
+        more = tuple(args.more.split(",")) if kind == "crew" else ()
+        made = library(Path(picture), args) if kind == "library" else run(Path(picture), args.output, args, more)
+        print(json.dumps(made))
         return
     if args.alone:
         print(json.dumps(alone(args), indent=2))
@@ -239,6 +251,10 @@ def main() -> None:
         result = _child("run", picture, output)
         if args.model != "fake":
             result |= truth(output, drawn.truth, args.tile)
+        if args.more:
+            beside = _child("crew", picture, output.with_name(f"{output.name}-crew"))
+            result["crew"] = {key: beside[key] for key in ("wall_s", "stages_s", "labels")}
+            result["crew"]["times_as_fast"] = round(result["stages_s"]["tiles"] / beside["stages_s"]["tiles"], 2)
         if args.library:
             result["generator"] = _child("library", picture, output)
         print(json.dumps(result, indent=2))
