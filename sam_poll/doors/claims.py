@@ -112,7 +112,7 @@ class Claim:
 
     `suffix` is that of the picture's name in `done/`; `borrowed` is a picture (as it was called in `in/`) that lies in
     `done/` already and stays there. `giver` is who had it before it was taken over; `shares_stem`: another
-    picture has this one's stem.
+    picture has this one's stem; `mosaics`: the prompts that ask for one.
     """
 
     folder: str
@@ -124,6 +124,7 @@ class Claim:
     borrowed: str | None = None
     answered: bool = False
     shares_stem: bool = False
+    mosaics: set[str | None] = field(default_factory=set)
     giver: str | None = None
     over: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)

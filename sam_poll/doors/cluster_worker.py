@@ -89,7 +89,7 @@ class WorkerDoor(FolderDoor):
                 word = self.line.take()
                 self.line.link.here()
                 away.over()
-                jobs = self._begin(word) if word else []
+                jobs = self._begin(word) if word else self._lent()
                 self._alarms.clear("share")
                 sick.over()
             except Trouble as error:
@@ -101,11 +101,10 @@ class WorkerDoor(FolderDoor):
                 self._left.set()  # a claim may bear our name already
                 sick.wait(stop)
                 continue
+            yield from self._handed_out(jobs, stop)
             if word:
                 idle_s = _FIRST_IDLE_S
-                yield from self._handed_out(jobs, stop)
             else:
-                yield from self._handed_out(self._lent(), stop)
                 stop.wait(idle_s)
                 idle_s = min(2 * idle_s, _LONGEST_IDLE_S)
 

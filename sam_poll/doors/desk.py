@@ -56,7 +56,8 @@ class _Read:
 
 
 class Desk:
-    """`claim` and `resume` are for the scan's thread, the rest for any."""
+    """`claim` and `resume` are for the scan's thread, the rest for any. Of fresh mosaics no more than `most` are taken
+    at once: each keeps a place in the pipeline for hours, and others that could begin with it would find it taken."""
 
     def __init__(
         self,
@@ -66,9 +67,11 @@ class Desk:
         claims: Claims,
         scratch: Scratch,
         going: Callable[[], bool] = lambda: True,
+        *,
+        most: Callable[[], int] = lambda: 1,
     ) -> None:
         self._layout, self._manners, self._scanner, self._claims = layout, manners, scanner, claims
-        self._scratch = scratch
+        self._scratch, self._most_mosaics = scratch, most
         self._spreader = Spreader(layout, going)
         self._lock = threading.Lock()
         self._claimed: dict[Path, Claim] = {}
@@ -109,7 +112,7 @@ class Desk:
         """
         if self._layout.is_annotations(group[0].prompt or ""):
             return self._take_annotations(group[0])
-        read = [found for ready in group if (found := self._read(ready))]
+        read = self._few([found for ready in group if (found := self._read(ready))])
         if not read:
             return []
         picture = group[0].picture
@@ -131,6 +134,15 @@ class Desk:
                 logger.error("{} cannot be claimed: {}", shown(one.ready.prompt), error)
                 break
         return jobs
+
+    def _few(self, read: list[_Read]) -> list[_Read]:
+        """Without the mosaics for which there is no place now."""
+        if not self._claims.runs:
+            return read
+        with self._lock:
+            places = self._most_mosaics() - sum(len(c.mosaics & c.prompts) for c in self._claimed.values())
+        mosaics = [one for one in read if one.parsed and isinstance(one.parsed.prompts, Mosaic)]
+        return [one for one in read if one not in mosaics[max(0, places) :]]
 
     def _joined(self, own: Claim, read: _Read) -> list[Job]:
         name = self._join(own, read)
@@ -364,7 +376,10 @@ class Desk:
             attempt=claim.hold.attempt,
         )
         kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, Path)
-        return self._scratch.given(claim, prompt, job) if kept else job
+        if not kept:
+            return job
+        claim.mosaics.add(prompt)
+        return self._scratch.given(claim, prompt, job)
 
     def _identity(self, ticket: Ticket, named: str) -> str:
         """The path of a job's outputs below `out/`, before the suffix."""

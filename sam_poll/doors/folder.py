@@ -94,7 +94,9 @@ class FolderDoor:
             self._lives = Watch(layout.work, manners.lease_s)
             advanced = self._scratch.advanced
             self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs, advanced=advanced)
-            self._desk = Desk(layout, manners, self._scanner, self._claims, self._scratch, self._going)
+            self._desk = Desk(
+                layout, manners, self._scanner, self._claims, self._scratch, self._going, most=lambda: self.hands + 1
+            )
             self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s)
             self._open = stack.pop_all()
         return self
@@ -258,8 +260,8 @@ class FolderDoor:
         return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
 
     def _lent(self) -> list[Job]:
-        """Parts of others' mosaics, for who has nothing else to do."""
-        return self._scratch.helps(self.hands, self._desk.holds)
+        """Parts of mosaics, for who has nothing else to do; of others' only for who stays."""
+        return self._scratch.helps(self.hands, self._desk.holds, only_ours=self.manners.once)
 
     def _listed(self, own: set[Path]) -> None:
         """These claims bear our name, at this look at `work/`."""

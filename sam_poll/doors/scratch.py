@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from sam_poll.doors.claims import Claim, Listing
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import PromptError
 from sam_poll.fs import TEMP_PREFIX, exists, shown, write_whole
-from sam_poll.types import ADVANCED, Job
+from sam_poll.types import ADVANCED, Job, Mosaic
 
 FOLDER = f"{TEMP_PREFIX}mosaic"
 _OPEN = "open.json"
@@ -45,6 +46,7 @@ class Scratch:
 
     def __init__(self, layout: Layout) -> None:
         self._layout, self._root = layout, layout.work / FOLDER
+        self._lock = threading.Lock()
         self._helping: Counter[Path] = Counter()
         self._begun: dict[Path, float] = {}
         self._pauses: dict[Path, tuple[float, float]] = {}  # how long the last one was, and when it ends
@@ -94,21 +96,25 @@ class Scratch:
 
     # ── for those of others ──
 
-    def helps(self, hands: int, is_ours: Callable[[Path], bool]) -> list[Job]:
-        """A part in each mosaic at which fewer than `hands` of this daemon's devices are. `is_ours` says of the name of
-        a claim whether it is at work here. OSError."""
+    def helps(self, hands: int, is_ours: Callable[[Path], bool], *, only_ours: bool = False) -> list[Job]:
+        """A part in each mosaic at which fewer than `hands` of this daemon's devices are; as many parts as there are
+        devices. `is_ours` says of the name of a claim whether it is at work here. OSError."""
         now, found = time.monotonic(), list[Job]()
         if not hands or now - self._looked < LOOK_S:
             return found
         self._looked = now
         for folder in self._folders():
             about = self._about(folder)
-            if about is None or self._pauses.get(folder, (0.0, 0.0))[1] > now:
+            with self._lock:
+                here, places = self._helping[folder], hands - self._helping.total()
+                pause = self._pauses.get(folder, (0.0, 0.0))[1]
+            if about is None or pause > now or places <= 0:
                 continue
             ours = is_ours(self._layout.work / about["claim"])
-            if self._helping[folder] + ours < hands and (job := self._help(folder, about)):
-                self._helping[folder] += 1
-                self._begun[folder] = now
+            if here + ours < hands and (ours or not only_ours) and (job := self._help(folder, about)):
+                with self._lock:
+                    self._helping[folder] += 1
+                    self._begun[folder] = now
                 logger.debug("takes tiles of {}, too", shown(job.id))
                 found.append(job)
         return found
@@ -116,21 +122,22 @@ class Scratch:
     def over(self, job: Job) -> None:
         """A part has ended: there is nothing left for us, or we are to stop."""
         assert job.scratch
-        self._helping[job.scratch] -= 1
         now = time.monotonic()
-        before, _ = self._pauses.get(job.scratch, (0.0, 0.0))
-        useless = now - self._begun.get(job.scratch, 0.0) < _SHORT_S
-        pause = min(max(_FIRST_PAUSE_S, 2 * before * useless), _LONGEST_PAUSE_S)
-        self._pauses[job.scratch] = pause, now + pause
+        with self._lock:
+            self._helping[job.scratch] -= 1
+            before, _ = self._pauses.get(job.scratch, (0.0, 0.0))
+            useless = now - self._begun.get(job.scratch, 0.0) < _SHORT_S
+            pause = min(max(_FIRST_PAUSE_S, 2 * before * useless), _LONGEST_PAUSE_S)
+            self._pauses[job.scratch] = pause, now + pause
 
     def _help(self, folder: Path, about: dict[str, Any]) -> Job | None:
-        place, below = about["picture"]
-        picture = self._layout.folders[place] / below
         try:
+            place, below = about["picture"]
+            picture = self._layout.folders[place] / below
             asked = prompts.parse(json.dumps(about["prompts"]).encode()).prompts
-        except PromptError:  # of a newer version
+        except (PromptError, ValueError, KeyError, TypeError):  # of a newer version
             return None
-        if not exists(picture):
+        if not isinstance(asked, Mosaic) or not exists(picture):
             return None
         return Job(about["id"], about["name"], picture, asked, scratch=folder, helps=True)
 
@@ -139,8 +146,8 @@ class Scratch:
     def sweep(self, listing: Listing, now: float, after_s: float) -> None:
         """Remove what nothing in `in/` and `work/` has asked for in `after_s`. `now` is a monotonic clock. OSError."""
         claims = {self._label(found.outer) for found in listing.claims}
-        left = {}
-        for folder in self._folders():
+        left, seen = dict[Path, float](), self._folders()
+        for folder in seen:
             about = self._about(folder)
             if about and (about["claim"] in claims or exists(self._layout.input / about["waits"])):
                 continue
@@ -148,8 +155,10 @@ class Scratch:
             if now - left[folder] > after_s:
                 shutil.rmtree(folder, ignore_errors=True)
         self._since = left
-        if self._pauses and not left:
-            self._pauses = {folder: pause for folder, pause in self._pauses.items() if pause[1] > now}
+        with self._lock:
+            for folder in [folder for folder in self._pauses if not (self._helping[folder] or folder in seen)]:
+                for notes in (self._pauses, self._begun, self._helping):
+                    notes.pop(folder, None)
 
     def _folders(self) -> list[Path]:
         try:
@@ -161,8 +170,9 @@ class Scratch:
         """None: it is just being made, or is none of ours."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
             about = json.loads((folder / _OPEN).read_bytes())
-            if isinstance(about, dict) and {"claim", "waits", "picture", "id", "name", "prompts"} <= about.keys():
-                return about
+            texts = [about.get(key) for key in ("claim", "waits", "id", "name")] if isinstance(about, dict) else [None]
+            if all(isinstance(text, str) for text in texts) and {"picture", "prompts"} <= about.keys():
+                return dict(about)
         return None
 
     def _label(self, outer: Path) -> str:

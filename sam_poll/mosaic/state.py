@@ -173,7 +173,7 @@ class State:
         """One that is spoilt, by a disk or a power cut, is removed: OSError says so, and the next try makes it anew."""
         path = self.path(number)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 yield file
         except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             path.unlink(missing_ok=True)
