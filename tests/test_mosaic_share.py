@@ -211,6 +211,27 @@ def test_a_tile_that_a_power_cut_has_spoilt_is_made_anew(share: Share, eyes: Eye
     assert (eyes.windows, share.tree("failed")) == (50, [])
 
 
+def test_what_is_done_is_looked_through_before_it_is_the_devices_turn(
+    share: Share, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_done(share, eyes)
+    really, looks = State.table, list[int]()
+
+    def table(self: State, number: int) -> Any:
+        looks.append(number)
+        return really(self, number)
+
+    monkeypatch.setattr(State, "table", table)
+    with door(share, once=True) as opened:
+        job = next(opened.jobs(threading.Event()))
+        pieces = jobs.begin(job, lambda: None, model="fake")
+        assert looks == [0, 1, 2, 3]
+        assert pieces.take(FakeEngine())
+        pieces.close()
+        opened.release(job)
+    assert looks == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]"])
 def test_where_it_cannot_be_read_what_was_begun_it_begins_anew(share: Share, eyes: Eyes, body: bytes) -> None:
     folder = half_done(share, eyes)

@@ -113,6 +113,10 @@ class MosaicPieces:
         try:
             how: How = "join" if job.helps else "anew"
             self._work = Work(self._source, job.picture, wish, job.scratch, self._on_step, how=how, between=between)
+            try:
+                self._work.look()
+            except FileNotFoundError as error:
+                raise _gone(error) from error
         except BaseException:
             self.close()
             raise

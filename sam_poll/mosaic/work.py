@@ -22,10 +22,11 @@ import numpy as np
 
 from sam_poll.errors import InputError
 from sam_poll.mosaic import labels, polygons
+from sam_poll.mosaic.lent import Lent
 from sam_poll.mosaic.passes import Labelled, Passes, labelled
 from sam_poll.mosaic.source import Source
 from sam_poll.mosaic.state import Done, How, State
-from sam_poll.mosaic.tiles import Cut, Tile
+from sam_poll.mosaic.tiles import BAND, Cut, Tile
 from sam_poll.types import Bitmap, Engine
 
 RASTER, GEOPACKAGE, GEOJSON, STATS = "labels.tif", "labels.gpkg", "labels.geojson", "stats.json"
@@ -95,6 +96,11 @@ class Work:
 
     # ── tiles ──
 
+    def look(self) -> None:
+        """Count what is done already, which `take` does as well, where some seconds matter to nobody. OSError."""
+        for number in [number for number in self._left if self.state.has(number)]:
+            self._count(number, fresh=False)
+
     def take(self, engine: Callable[[], Engine]) -> Taken:
         """Make the first tile that is not made, and that nobody else is at. `engine` is called when there is one for
         it. PictureError, OSError, what the engine raises; FileNotFoundError where somebody has finished it all."""
@@ -146,7 +152,8 @@ class Work:
 
     def put_together(self, folder: Path) -> dict[str, Any]:
         """Write labels.tif, labels.gpkg and labels.geojson into a folder; what stats.json is to say. OSError."""
-        state, cut, source = self.state, self.cut, self.source
+        cut, source, least = self.cut, self.source, self.wish.passes.first.min_area
+        state = Lent(self.state, cut, least)
         known = labels.tables(state, cut)
         covered = int(known.areas.sum()) / known.valid if known.valid else 0.0
 
@@ -154,7 +161,6 @@ class Work:
             return lambda number: self._on_step(Step(stage, number, len(cut), covered))
 
         sets, joins = labels.joined(state, cut, known, at("seams"))
-        least = self.wish.passes.first.min_area
         stands, merged, dropped = labels.merged(state, cut, known, sets, least, at("slivers"))
         final = labels.finals(state, cut, known, stands)
         labels.write(folder / RASTER, source, state, cut, known, final, at("labels"))
@@ -186,7 +192,8 @@ def job_of(picture: Path, source: Source, wish: Wish) -> dict[str, Any]:
     """What the tiles depend on, as JSON has it."""
     about = picture.stat()
     made = {"picture": picture.name, "bytes": about.st_size, "changed_ns": about.st_mtime_ns, **asdict(wish)}
-    return dict(json.loads(json.dumps({**made, "width": source.size.width, "height": source.size.height})))
+    size = {"width": source.size.width, "height": source.size.height}
+    return dict(json.loads(json.dumps({**made, **size, "band": BAND})))
 
 
 def _done(cut: Cut, tile: Tile, found: Labelled, valid: Bitmap, *, skipped: bool) -> Done:
