@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sam_poll.types import Size
 
-BAND = 32  # pixels on each side of a seam on which two tiles' views are compared; no more than the padding
+BAND = 128  # pixels on each side of a seam on which two tiles' views are kept; no more than the padding
 
 
 class Area(NamedTuple):
@@ -30,6 +30,10 @@ class Area(NamedTuple):
     @property
     def height(self) -> int:
         return self.y1 - self.y0
+
+    def common(self, other: Area) -> Area:
+        """The pixels of both; of no width or height, or less, where there are none."""
+        return Area(max(self.x0, other.x0), max(self.y0, other.y0), min(self.x1, other.x1), min(self.y1, other.y1))
 
     def within(self, outer: Area) -> tuple[slice, slice]:
         """Rows and columns of this area in an array of the `outer` one."""
