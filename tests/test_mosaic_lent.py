@@ -1,0 +1,293 @@
+"""What a tile takes over from its neighbours: what goes over their seam and it has missed, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import UsageError
+from sam_poll.mosaic import labels, run, seams, work
+from sam_poll.mosaic.lent import Lent, lent, turned
+from sam_poll.mosaic.passes import MOST, Labelled, Passes
+from sam_poll.mosaic.run import Wish, mosaic
+from sam_poll.mosaic.state import Done, State
+from sam_poll.mosaic.tiles import Area, Cut
+from sam_poll.types import Everything, Size
+from tools import mosaics
+
+REACH = 16
+CUT = Cut(Size(192, 192), 64, REACH)
+WHOLE = Area(0, 0, *CUT.size)
+MIDDLE = 4  # of nine tiles
+BESIDE = {"left": 3, "right": 5, "top": 1, "bottom": 7}
+Frame = npt.NDArray[np.uint16]
+
+
+def view(*rows: str) -> Frame:
+    return np.array([[0 if c == "." else ord(c) for c in row] for row in rows], np.uint16)
+
+
+def taken(mine: Frame, theirs: Frame, *, held: Frame | None = None, first: int = 1, min_area: int = 1) -> list[str]:
+    """The rows of the tile's half, each new label by the letter of the neighbour's that it is."""
+    new, of = lent(mine, mine if held is None else held, theirs, first, min_area)
+    assert (new[new > 0] >= first).all()
+    return ["".join("." if n == 0 else chr(of[int(n) - first]) for n in row) for row in new]
+
+
+# ── one seam, the tile to the right of it: three columns on each side ──
+
+BLIND = view("...", "...")
+NOTHING = ["...", "..."]
+
+
+def test_what_a_neighbour_sees_go_over_the_seam_and_the_tile_has_missed_is_taken_over() -> None:
+    assert taken(BLIND, view(".aaaa.", ".aaaaa")) == ["aa.", "aaa"]
+    assert taken(BLIND, view("aaaaaa", "bbbb..")) == ["aaa", "b.."]
+
+
+def test_what_lies_on_one_line_of_the_seam_alone_is_not_taken_over() -> None:
+    assert taken(BLIND, view("aaa...", "aaa...")) == NOTHING
+    assert taken(BLIND, view("...aaa", "...aaa")) == NOTHING
+    assert taken(BLIND, view("aa.aaa", "aa.aaa")) == NOTHING
+    assert taken(BLIND, view("aaaaaa", "...bbb")) == ["aaa", "..."]
+
+
+def test_a_label_is_missed_if_the_tile_has_nothing_on_more_than_half_of_it() -> None:
+    assert taken(view("...", ".zz"), view("aaaaaa", "aaaaa.")) == ["aaa", "a.."]
+    assert taken(view("...", "zz."), view("aaaaa.", "aaaaa.")) == NOTHING
+    assert taken(view("...", "zz."), view("aaaaaa", "aaaaa.")) == ["aaa", "..."]
+
+
+def test_less_than_the_least_area_is_not_taken_over() -> None:
+    mine, theirs = view("...", "z.."), view("aaaaaa", "aaaa..")
+    assert taken(mine, theirs, min_area=3) == ["aaa", "..."]
+    assert taken(mine, theirs, min_area=4) == NOTHING
+
+
+def test_what_would_have_no_contact_at_the_seam_is_not_taken_over() -> None:
+    assert taken(view("z..", "z.."), view("aaaaaa", "aaaaaa")) == NOTHING
+
+
+def test_what_is_lent_already_is_missed_as_before_but_not_lent_twice() -> None:
+    theirs = view("aaaaaa", "aaaaaa")
+    assert taken(BLIND, theirs, held=view("zzz", "zz.")) == NOTHING  # no contact is left
+    assert taken(BLIND, theirs, held=view("zzz", ".zz")) == ["...", "a.."]
+    assert taken(BLIND, theirs, held=view("zzz", ".zz"), min_area=2) == NOTHING
+
+
+def test_a_tile_has_no_more_labels_than_its_numbers_reach() -> None:
+    theirs = view("aaaaaa", "bbbbbb")
+    assert taken(BLIND, theirs, first=MOST - 1) == ["aaa", "bbb"]
+    assert taken(BLIND, theirs, first=MOST) == ["aaa", "..."]
+    assert taken(BLIND, theirs, first=MOST + 1) == NOTHING
+
+
+@pytest.mark.parametrize("side", BESIDE)
+def test_a_band_turned_and_turned_back_is_as_it_was_with_the_tile_on_the_right_between(side: str) -> None:
+    area = CUT.bands(MIDDLE)[side]
+    own = np.zeros((192, 192), bool)
+    own[CUT[MIDDLE].core.within(WHOLE)] = True
+    band = np.where(own[area.within(WHOLE)], np.arange(area.width * area.height).reshape(area.height, area.width), 0)
+    band = band.astype(np.uint16)
+    seen = turned(band, side)
+    assert seen.shape == (64, 2 * REACH)
+    assert not seen[:, :REACH].any()
+    np.testing.assert_array_equal(turned(seen, side, back=True), band)
+
+
+views = arrays.arrays(np.uint16, (6, 8), elements=st.integers(0, 4))
+
+
+@given(views, views, st.integers(1, 8))
+def test_what_is_taken_over_is_the_neighbours_was_free_and_is_joined_to_what_it_comes_from(
+    seen: Frame, theirs: Frame, min_area: int
+) -> None:
+    mine = seen[:, 4:]
+    new, of = lent(mine, mine, theirs, 5, min_area)
+    assert not mine[new > 0].any()
+    assert sorted(set(new[new > 0].tolist())) == list(range(5, 5 + len(of)))
+    np.testing.assert_array_equal(theirs[:, 4:][new > 0], of[new[new > 0] - 5])
+    after = seen.copy()
+    after[:, 4:][new > 0] = new[new > 0]
+    joined = set(seams.matches(theirs, after, 4))
+    assert {(int(label), 5 + n) for n, label in enumerate(of)} <= joined
+
+
+# ── nine tiles on disk ──
+
+
+def kept(folder: Path, seen: dict[int, Any], cut: Cut = CUT) -> State:
+    """A mosaic of which each tile in `seen` has found what is set there of the whole picture, the others nothing. The
+    score is the tile's number in tenths."""
+    state = State(folder / "state", {"of": "a test"})
+    for tile in cut:
+        found = np.zeros((cut.size.height, cut.size.width), np.uint16)
+        window = tile.window.within(WHOLE)
+        found[window] = np.asarray(seen.get(tile.number, found), np.uint16)[window]
+        count = int(found.max())
+        core = found[tile.core.within(WHOLE)]
+        areas = np.bincount(core.ravel(), minlength=count + 1)[1:].astype(np.int64)
+        bands = {side: found[area.within(WHOLE)] for side, area in cut.bands(tile.number).items()}
+        scores = np.full(count, tile.number / 10, np.float32)
+        state.keep(tile.number, Done(core, bands, scores, areas, core.size, skipped=False))
+    return state
+
+
+def box(x0: int, y0: int, x1: int, y1: int) -> npt.NDArray[np.bool_]:
+    frame = np.zeros((192, 192), bool)
+    frame[y0:y1, x0:x1] = True
+    return frame
+
+
+def whole(state: State, cut: Cut = CUT) -> npt.NDArray[np.int64]:
+    """The joined labels of the whole picture."""
+    known = labels.tables(state, cut)
+    roots = labels.joined(state, cut, known, lambda _: None)[0].roots()
+    frame = np.zeros((192, 192), np.int64)
+    for tile in cut:
+        frame[tile.core.within(WHOLE)] = roots[known.of(state.numbers(tile.number), tile.number)]
+    return frame
+
+
+OVER = {
+    "left": box(40, 80, 90, 110),
+    "right": box(102, 80, 152, 110),
+    "top": box(80, 40, 110, 90),
+    "bottom": box(80, 102, 110, 152),
+}
+MISSING = box(64 + REACH, 64 + REACH, 128 - REACH, 128 - REACH)  # deeper in the middle than any band
+
+
+@pytest.mark.parametrize("side", BESIDE)
+def test_an_object_that_one_of_two_tiles_has_missed_is_whole_as_far_as_the_band_reaches(
+    tmp_path: Path, side: str
+) -> None:
+    state = kept(tmp_path, {BESIDE[side]: OVER[side]})
+    frame = whole(Lent(state, CUT, 20))
+    np.testing.assert_array_equal(frame > 0, OVER[side] & ~MISSING)
+    assert len(np.unique(frame)) == 2
+    assert np.count_nonzero(frame) > np.count_nonzero(whole(state))
+
+
+@pytest.mark.parametrize("side", BESIDE)
+def test_tables_and_bands_say_what_the_numbers_say(tmp_path: Path, side: str) -> None:
+    state = kept(tmp_path, {BESIDE[side]: OVER[side], MIDDLE: box(90, 90, 100, 100)})
+    view = Lent(state, CUT, 20)
+    numbers, (scores, areas, valid, skipped) = view.numbers(MIDDLE), view.table(MIDDLE)
+    np.testing.assert_array_equal(np.bincount(numbers.ravel())[1:], areas)
+    np.testing.assert_allclose(scores, [MIDDLE / 10, BESIDE[side] / 10])
+    assert (valid, skipped) == state.table(MIDDLE)[2:]
+    frame = np.zeros((192, 192), np.uint16)
+    frame[CUT[MIDDLE].core.within(WHOLE)] = numbers
+    for name, area in CUT.bands(MIDDLE).items():
+        [band] = view.bands(MIDDLE, name).values()
+        np.testing.assert_array_equal(band, frame[area.within(WHOLE)])
+        assert band.any() == (name == side)
+
+
+def test_the_tiles_on_disk_stay_as_they_are(tmp_path: Path) -> None:
+    state = kept(tmp_path, {3: OVER["left"]})
+    before = {tile.number: state.path(tile.number).read_bytes() for tile in CUT}
+    whole(Lent(state, CUT, 20))
+    assert {tile.number: state.path(tile.number).read_bytes() for tile in CUT} == before
+    assert not state.numbers(MIDDLE).any()
+
+
+def test_what_a_tile_has_taken_over_it_does_not_lend_on(tmp_path: Path) -> None:
+    cut = Cut(CUT.size, 64, 64)  # a band reaches through a whole tile
+    state = kept(tmp_path, {3: box(10, 80, 192, 110)}, cut)
+    frame = whole(Lent(state, cut, 20), cut)
+    np.testing.assert_array_equal(frame > 0, box(10, 80, 128, 110))
+
+
+def test_what_two_neighbours_see_around_a_corner_is_one_object_and_each_lends_its_part(tmp_path: Path) -> None:
+    shape = box(40, 40, 94, 94)
+    state = kept(tmp_path, dict.fromkeys((0, 1, 3), shape))
+    view = Lent(state, CUT, 20)
+    frame = whole(view)
+    np.testing.assert_array_equal(frame > 0, shape & ~MISSING)
+    assert len(np.unique(frame)) == 2
+    np.testing.assert_allclose(view.table(MIDDLE)[0], [0.3, 0.1])
+
+
+def test_sides_come_in_the_order_left_right_top_bottom(tmp_path: Path) -> None:
+    shape = box(40, 40, 152, 152)
+    state = kept(tmp_path, dict.fromkeys((0, 1, 2, 3, 5, 6, 7, 8), shape))
+    scores, areas, _, _ = Lent(state, CUT, 20).table(MIDDLE)
+    np.testing.assert_allclose(scores, [0.3, 0.5, 0.1, 0.7])
+    assert areas.tolist() == [64 * REACH, 64 * REACH, 32 * REACH, 32 * REACH]
+
+
+def test_where_nothing_is_missed_nothing_changes(tmp_path: Path) -> None:
+    state = kept(tmp_path, dict.fromkeys(range(9), OVER["left"]))
+    np.testing.assert_array_equal(whole(Lent(state, CUT, 20)), whole(state))
+
+
+def test_the_order_in_which_tiles_are_read_does_not_matter(tmp_path: Path) -> None:
+    shapes = {number: box(20 + 9 * number, 30, 150, 190 - 11 * number) for number in (0, 2, 3, 5, 7)}
+    state = kept(tmp_path, shapes)
+
+    def read(order: list[int]) -> list[bytes]:
+        view = Lent(state, CUT, 20)
+        found = {number: (*view.table(number)[:2], view.numbers(number)) for number in order}
+        return [part.tobytes() for number in range(9) for part in found[number]]
+
+    assert read(list(range(9))) == read([8, 1, 6, 3, 4, 0, 2, 7, 5, 4, 4, 8, 1])
+
+
+# ── the whole way ──
+
+WISH = Wish(64, REACH, Passes(Everything(points_per_side=4, min_area=20, iou=0.5, stability=0.5)), "fake")
+
+
+class Blind:
+    """In the place of passes over a tile: sees what is white, but not in one of the windows."""
+
+    def __init__(self, window: int) -> None:
+        self._left = window
+
+    def __call__(self, engine: Any, pixels: Any, valid: Any, wish: Any, core: Any, between: Any) -> Labelled:
+        self._left -= 1
+        found = (pixels[..., 0] > 200) & valid & (self._left != -1)
+        return Labelled(found.astype(np.uint16), np.full(int(found.any()), 0.75, np.float32))
+
+
+def drawn(folder: Path, **more: Any) -> tuple[Path, npt.NDArray[np.bool_]]:
+    shape = box(40, 80, 90, 110)
+    pixels = np.where(shape[..., None], 255, np.indices((192, 192)).sum(0)[..., None] % 2 + 5).astype(np.uint8)
+    mosaics.write(folder / "a.tif", np.repeat(pixels, 3, 2), **more)
+    return folder / "a.tif", shape
+
+
+def test_what_one_windows_network_has_missed_is_in_the_mosaic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, shape = drawn(tmp_path)
+    monkeypatch.setattr(work, "labelled", Blind(MIDDLE))
+    stats = mosaic(picture, tmp_path / "out", WISH, FakeEngine)
+    found = mosaics.read(tmp_path / "out" / run.RASTER)
+    np.testing.assert_array_equal(found, shape & ~MISSING)
+    assert (stats["labels_before"], stats["joins"], stats["labels"]) == (2, 1, 1)
+    assert stats["labelled_px"] == np.count_nonzero(found)
+
+
+def test_an_unfinished_mosaic_with_other_bands_is_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, _ = drawn(tmp_path)
+
+    def stopped(step: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "BAND", 8)
+        with pytest.raises(KeyboardInterrupt):
+            mosaic(picture, tmp_path / "out", WISH, FakeEngine, stopped)
+    with pytest.raises(UsageError, match=r"\(band differ\)"):
+        mosaic(picture, tmp_path / "out", WISH, FakeEngine)
