@@ -1,0 +1,175 @@
+"""A daemon that dies, sleeps too long, or meets a full or failing disk at any step of a mosaic: nothing is
+lost, nothing answered twice, and what is in `out/` is what an undisturbed daemon makes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sam_poll import endings, formats
+from sam_poll.doors import folder
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.scan import Manners
+from sam_poll.engines.fake import FakeEngine
+from sam_poll.errors import ShareError
+from sam_poll.mosaic import jobs, state, work
+from sam_poll.pipeline import Pipeline
+from tests import test_crashes
+from tests.conftest import BOX, Share
+from tests.test_crashes import PROCESSES, OthersLookDead, before_step, picture_of
+from tests.test_mosaic_jobs import NAMES
+from tools import mosaics
+
+SIDE, TILE = 112, 64  # four tiles
+ASKED = {"tile": TILE, "padding": 16, "points_per_side": 3, "min_area": 20, "iou": 0.5, "stability": 0.5}
+STEPS = (*test_crashes.STEPS, "fsync")
+PARTS = 4
+
+
+@pytest.fixture(autouse=True)
+def _more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_crashes, "STEPS", STEPS)
+    monkeypatch.setattr(state, "BEGIN_S", 0.1)
+    monkeypatch.setattr(work, "LONG_S", 0.1)
+
+
+def fill(share: Share) -> None:
+    """A mosaic, and an ordinary prompt for the same picture."""
+    drop_mosaic(share, "cam1/ortho", 2)
+    share.drop("cam1/ortho.box.json", BOX)
+
+
+def drop_mosaic(share: Share, stem: str, seed: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    (share.layout.input / stem).parent.mkdir(parents=True, exist_ok=True)
+    mosaics.write(share.layout.input / f"{stem}.tif", noise)
+    os.utime(share.layout.input / f"{stem}.tif", (seed, seed))  # stats.json tells it
+    share.drop(f"{stem}.json", {"mosaic": ASKED})
+
+
+def run(share: Share, **manners: Any) -> Pipeline:
+    """Drain the share."""
+    chosen = formats.load(["mask"], formats.FormatOptions())
+    made = Pipeline(FakeEngine(), chosen, pieces=partial(jobs.begin, model="fake"))
+    chosen_manners = Manners(**{"quiet_s": 0.0, "once": True, "events": False, "rescan_s": 0.1, **manners})
+    with FolderDoor(share.layout, chosen_manners) as door:
+        door.hands = made.hands
+        made.run(door, threading.Event())
+    return made
+
+
+def seen(share: Share) -> dict[str, Any]:
+    """What the share looks like, without times."""
+    found = picture_of(share)
+    bodies = found["bodies"]
+    assert isinstance(bodies, dict)
+    for name in [name for name in bodies if name.endswith(".gpkg")]:
+        bodies[name] = len(bodies[name])  # it holds the time at which it was written
+    return {**found, "scratch": scratch(share)}
+
+
+def scratch(share: Share) -> list[str]:
+    return [str(path) for path in (share.layout.work / ".sam_poll-mosaic").rglob("*")]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], int]:
+    """An undisturbed share's picture, and how many steps it took."""
+    share = Share(tmp_path_factory.mktemp("undisturbed") / "share")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_crashes, "STEPS", STEPS)
+        fill(share)
+        with before_step(-1, lambda: None) as count:
+            run(share)
+    return seen(share), count[0]
+
+
+def test_the_undisturbed_share_has_the_answers(expected: tuple[dict[str, Any], int]) -> None:
+    found, steps = expected
+    assert found["input"] == found["work"] == found["claims"] == found["scratch"] == found["failed"] == []
+    assert found["output"] == ["cam1/ortho.box.mask.png", *(f"cam1/ortho{name}" for name in NAMES)]
+    assert steps > 60
+
+
+def die_before(number: int, root: Path) -> None:
+    """A daemon, in a process of its own, that is gone before this step."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    test_crashes.STEPS = STEPS
+    with before_step(number, lambda: os._exit(9)):
+        run(Share(root))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_daemon_may_die_before_any_step_of_a_mosaic(
+    part: int, expected: tuple[dict[str, Any], int], tmp_path: Path
+) -> None:
+    found, steps = expected
+    died = 0
+    for number in range(part, steps + PARTS, PARTS):
+        share = Share(tmp_path / f"{number}" / "share")
+        fill(share)
+        child = PROCESSES.Process(target=die_before, args=(number, share.root))
+        child.start()
+        child.join(60)
+        died += child.exitcode == 9
+        run(share)
+        assert {**seen(share), "scratch": []} == found, f"after dying before step {number}"
+    assert died
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_daemon_may_sleep_before_any_step_of_a_mosaic_while_another_one_does_its_work(
+    part: int, expected: tuple[dict[str, Any], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, steps = expected
+    slept = 0
+
+    def others_work() -> None:
+        """Another daemon, to which everybody else looks dead."""
+        nonlocal slept
+        slept += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "Watch", OthersLookDead)
+            run(share, attempts=1000)
+
+    for number in range(part, steps, PARTS):
+        share = Share(tmp_path / f"{number}" / "share")
+        fill(share)
+        with before_step(number, others_work):
+            run(share, attempts=1000)
+        run(share)
+        assert {**seen(share), "scratch": []} == found, f"after sleeping before step {number}"
+    assert slept
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_any_step_of_a_mosaic_may_fail_once(
+    part: int, expected: tuple[dict[str, Any], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, steps = expected
+    monkeypatch.setattr(endings, "_PAUSE_S", 0.01)
+    failed = 0
+
+    def fail() -> None:
+        nonlocal failed
+        failed += 1
+        code = errno.EIO if number // PARTS % 2 else errno.ENOSPC
+        raise OSError(code, os.strerror(code))
+
+    for number in range(part, steps, PARTS):
+        share = Share(tmp_path / f"{number}" / "share")
+        fill(share)
+        with suppress(ShareError, OSError), before_step(number, fail):  # it may fail before it has begun
+            run(share)
+        run(share)
+        assert {**seen(share), "scratch": []} == found, f"after step {number} failed"
+    assert failed
