@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sam_poll.errors import UsageError
+from sam_poll.errors import ShareError, UsageError
 from sam_poll.given import Device, Model, ModelCfg
 from sam_poll.reporting import reports
 
@@ -81,7 +81,7 @@ def mosaic(
     env = app.env_of(names)
     os.environ.update(env)  # this process is one of them
     hands = [Hand(name, picture, output, wish, partial(app.engine_of, chosen, device=name)) for name in names[1:]]
-    with crew(hands, env), _shown() as on_step:
+    with crew(hands, env), _shown() as on_step, _kept():
         stats = run(picture, output, wish, partial(app.engine_of, chosen, device=names[0]), on_step)
     objects, tiles = console.count(stats["labels"], "object"), console.count(stats["tiles"], "tile")
     typer.echo(f"{objects} in {tiles}, {stats['coverage']:.1%} of the picture covered, written to {output}")
@@ -92,6 +92,18 @@ def _check(tile: int, padding: int) -> None:
         raise UsageError(f"{tile} is no multiple of {_BLOCK}", place="--tile", remedy=f"take {tile // _BLOCK * _BLOCK}")
     if padding > tile:
         raise UsageError("it is wider than a tile", place="--padding", remedy=f"take {tile} or less")
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # the disk is full, the share away
+        raise ShareError(
+            error.strerror or str(error),
+            place=str(error.filename) if error.filename else None,
+            remedy="mend that, and start it again with the same flags: finished tiles are kept",
+        ) from error
 
 
 @contextmanager

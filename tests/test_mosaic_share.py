@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from typer.testing import CliRunner
 
 from sam_poll import bytesof
+from sam_poll.cli import app
 from sam_poll.doors import scratch
 from sam_poll.doors.scratch import Scratch
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import UsageError
-from sam_poll.mosaic import jobs, run
+from sam_poll.errors import ExitCode, UsageError
+from sam_poll.mosaic import jobs, run, state
 from sam_poll.mosaic.state import FOLDER, State
 from sam_poll.stats import Pulse
 from tests.conftest import BOX, Share, picture_bytes, wait_until
@@ -186,6 +188,39 @@ def test_the_command_waits_for_who_puts_together_only_as_long_as_that_one_moves(
 
 
 # ── what was done ──
+
+
+def test_a_full_disk_ends_the_command_with_a_remedy_and_it_goes_on_afterwards(
+    tmp_path: Path, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, body: bytes) -> None:
+        if eyes.windows == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        really(path, body)
+
+    mosaics.write(tmp_path / "a.tif", noise())
+    words = [
+        "mosaic",
+        str(tmp_path / "a.tif"),
+        "-o",
+        str(tmp_path / "out"),
+        "--tile",
+        "64",
+        "--padding",
+        "16",
+        "-m",
+        "fake",
+    ]
+    really = state.write_synced
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_synced", full)
+        ended = CliRunner().invoke(app, words)
+    said = " ".join(ended.output.split())
+    assert ended.exit_code == ExitCode.SHARE
+    assert "No space left on device" in said
+    assert "start it again with the same flags" in said
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert eyes.windows == 3 + 2
 
 
 def half_done(share: Share, eyes: Eyes) -> Path:
