@@ -2,9 +2,9 @@
 
 The bundled model errs here and there; these are the rules on mosaics that it sees well, so that what goes wrong is the
 cutting's fault. Of the mosaics with seeds 1 to 6, cut in these three ways, all shapes of all kinds are one label each;
-the ways agree to 0.95 on 4 of 6 with ellipses and 5 of 6 with rectangles. Rings it sees worse the smaller they are in
-its picture, so they are compared in tiles only. `python -m benchmarks.mosaic --alone` says how well it sees each kind
-where nothing is cut, and without `--alone` how well it does on many shapes.
+the ways agree to 0.95 on 4 of 6 with ellipses and 5 of 6 with rectangles, on those used here to 0.969. Rings it sees
+worse the smaller they are in its picture, so they are compared in tiles only. `python -m benchmarks.mosaic --alone`
+says how well it sees each kind where nothing is cut, and without `--alone` how well it does on many shapes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sam_poll.mosaic import run
+from sam_poll.mosaic import run, work
 from sam_poll.mosaic.passes import Passes
 from sam_poll.mosaic.run import Wish, mosaic
+from sam_poll.mosaic.source import opened
 from sam_poll.types import Everything
 from tests.test_oom import demo
 from tools import mosaics
@@ -27,7 +28,7 @@ from tools import mosaics
 SIDE = 1500
 TILES = (512, 1024, 2048)  # of the last there is one: no tiling
 ASKED = Everything(points_per_side=8, min_area=100, iou=0.8, stability=0.7)
-AGREED = 0.95
+AGREED = FITS = 0.96
 SCENES = {
     ("ellipse", 3): TILES,
     ("ellipse", 5): TILES,
@@ -72,12 +73,34 @@ def test_each_shape_is_one_label_also_over_seams(scene: Scene) -> None:
 def test_labels_fit_what_was_drawn(scene: Scene) -> None:
     for tile, labels in scene.labels.items():
         found = mosaics.compare(scene.truth, labels)
-        assert np.mean([match.iou for match in found.values()]) >= AGREED, tile
-        assert np.mean(labels[scene.truth > 0] > 0) >= 0.96, tile
-        assert np.mean(labels[scene.truth == 0] > 0) <= 0.02, tile
+        assert np.mean([match.iou for match in found.values()]) >= FITS, tile
+        assert np.mean(labels[scene.truth > 0] > 0) >= 0.985, tile
+        assert np.mean(labels[scene.truth == 0] > 0) <= 0.01, tile
 
 
 def test_however_it_is_cut_the_labels_are_the_same(scene: Scene) -> None:
     for one, other in combinations(scene.labels.values(), 2):
         for found in (mosaics.compare(one, other), mosaics.compare(other, one)):
             assert min(match.iou for match in found.values()) >= AGREED
+
+
+def test_of_a_shape_that_one_window_has_missed_more_is_labelled_where_its_neighbour_has_seen_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, engine = mosaics.draw(6, SIDE, ("ellipse",)), demo()  # a mosaic that it sees badly
+    mosaics.write(tmp_path / "a.tif", drawn.pixels)
+    wish = Wish(512, 128, Passes(ASKED), "demo")
+    with opened(tmp_path / "a.tif") as source:
+        made = work.Work(source, tmp_path / "a.tif", wish, tmp_path / "state", lambda _: None)
+        while made.take(lambda: engine) is work.Taken.TILE:
+            pass
+        stats, covered, ious = [], [], []
+        for lending in (work.Lent, lambda state, *_: state):
+            monkeypatch.setattr(work, "Lent", lending)
+            stats.append(made.put_together(tmp_path))
+            labels = mosaics.read(tmp_path / run.RASTER)
+            covered.append(np.mean(labels[drawn.truth > 0] > 0))
+            ious.append(np.mean([match.iou for match in mosaics.compare(drawn.truth, labels).values()]))
+    assert covered[0] >= covered[1] + 0.005
+    assert ious[0] >= ious[1] + 0.003
+    assert stats[0]["labels"] == stats[1]["labels"] == 4
