@@ -63,7 +63,7 @@ def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     if width * height > max_pixels:
         raise PictureError(
             f"the picture has {width} × {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}",
-            remedy="make it smaller, or raise the pixel limit",
+            remedy="make it smaller, raise the pixel limit, or ask for a mosaic, which is read in tiles",
         )
     return header
 

@@ -19,7 +19,7 @@ from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
 from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
-from sam_poll.types import Box, Everything, Job, Point, Prompt, Wanted
+from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt, Wanted
 
 
 def point_flag(text: str) -> Point:
@@ -123,9 +123,12 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
         if path.is_dir():
             names = sorted(name for name, entry in walk(path) if not is_temporary(entry.name))
             index = Index(n for n in names if images.is_picture(n))
+            tiled = _tiled(path, names, index)
             for name in names:
                 if _is_annotations(name):
                     yield _annotations(path / name)
+                elif path / name in tiled:
+                    yield _open(path / name)
                 elif images.is_picture(name) or _is_prompt(name):
                     yield _look(path / name, _partner(path, name, index))
         elif path.suffix.lower() in (".yaml", ".yml"):
@@ -133,8 +136,11 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
         elif _is_annotations(path.name):
             yield _annotations(path)
         elif images.is_picture(path.name) or _is_prompt(path.name):
-            beside = [p.name for p in path.parent.iterdir() if images.is_picture(p.name)] if path.exists() else []
-            yield _look(path, _partner(path.parent, path.name, Index(beside)))
+            beside = sorted(p.name for p in path.parent.iterdir()) if path.exists() else []
+            index = Index(name for name in beside if images.is_picture(name))
+            near = [name for name in beside if name.startswith(path.stem)]
+            in_tiles = path in _tiled(path.parent, near, index)
+            yield _open(path) if in_tiles else _look(path, _partner(path.parent, path.name, index))
         else:
             kinds = "a prompt (.json, .prompt), CVAT's .xml, a picture, a settings file (.yaml) or a folder"
             yield Finding(
@@ -175,6 +181,38 @@ def _check_asked(annotated: Annotated, read: prompts.PromptFile) -> None:
 def _partner(folder: Path, name: str, index: Index) -> Path | None:
     found = index.find(name) if _is_prompt(name) else None
     return folder / found if isinstance(found, str) and not isinstance(found, Ambiguous) else None
+
+
+def _tiled(folder: Path, names: Iterable[str], index: Index) -> set[Path]:
+    """The pictures that a prompt asks for as a mosaic: they may be larger than others."""
+    found = set()
+    for name in filter(_is_prompt, names):
+        try:
+            with (folder / name).open("rb") as file:
+                read = prompts.parse(file.read(prompts.MAX_BYTES + 1))
+        except (OSError, PromptError):
+            continue  # said where it is looked at itself
+        picture = (folder / name).with_name(read.image) if read.image else _partner(folder, name, index)
+        if picture and isinstance(read.prompts, Mosaic):
+            found.add(picture)
+    return found
+
+
+def _open(path: Path) -> Finding:
+    """Whether a picture can be read in windows; without the extra `geo`, whether it can be read at all."""
+    try:
+        try:
+            from sam_poll.mosaic.source import opened
+        except ModuleNotFoundError:
+            path.open("rb").close()
+            return Finding(path)
+        with opened(path):
+            return Finding(path)
+    except OSError as error:
+        return Finding(path, InputError(f"cannot be read: {error.strerror}"))
+    except SamPollError as error:
+        error.place = None if error.place == str(path) else error.place
+        return Finding(path, error)
 
 
 def _look(path: Path, picture: Path | None) -> Finding:

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rasterio
 from typer.testing import CliRunner
 
 from sam_poll import cli
@@ -288,6 +289,24 @@ def test_check_passes_what_is_right_and_names_what_is_wrong(share: Share, tmp_pa
     assert "outside.json" in run.out
     assert "broken.prompt" in run.out
     assert "3 fine, 2 wrong" in run.text
+
+
+def test_check_lets_a_picture_be_large_where_a_mosaic_is_asked_for(share: Share) -> None:
+    """In windows of a sparse file; 3.6 gigapixels would fit into no memory."""
+    for stem, prompt in (("ortho", {"mosaic": True}), ("plain", BOX)):
+        path = share.drop(f"{stem}.tif", b"")
+        profile = {"driver": "GTiff", "width": 60_000, "height": 60_000, "count": 3, "dtype": "uint8"}
+        sparse = {"tiled": True, "sparse_ok": True, "compress": "deflate", "transform": (0.1, 0, 9, 0, -0.1, 9)}
+        with rasterio.open(path, "w", **profile, **sparse):
+            pass
+        share.drop(f"{stem}.json", prompt)
+    run = Run("check", share.layout.input)
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "ortho" not in run.out
+    assert "ask for a mosaic" in " ".join(run.out.split())
+    assert Run("check", share.layout.input / "ortho.tif").code == ExitCode.OK
+    (share.layout.input / "ortho.tif").write_bytes(b"II*\0")
+    assert "ortho.tif" in Run("check", share.layout.input).out
 
 
 def test_check_looks_into_annotations_as_the_folder_would(share: Share, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import rasterio
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, Interleaving
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
@@ -214,7 +214,7 @@ def opened(path: Path) -> Iterator[Source]:
     """The picture, open. PictureError where it is none, or cannot be read in windows; UnfinishedError where it is not
     all there. OSError."""
     with warnings.catch_warnings(), rasterio.Env(**_ENVIRONMENT), _file(path) as file:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", UserWarning)  # that it lies on no map; Pillow's, of what GDAL will say
         if not _version(file)[0]:
             raise UnfinishedError("the file is empty", place=str(path), remedy=COPY_AGAIN)
         orientation = _orientation(file, str(path))
