@@ -43,6 +43,7 @@ chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; noth
 		$(BIN)/python -m tools.chaos_sweep --blow $$blow && \
 		$(BIN)/python -m tools.chaos_sweep --blow $$blow --after || exit 1; done
 	@$(BIN)/python -m tools.chaos_scenarios
+	@SAM_POLL_SWEEP=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/test_mosaic_crashes.py
 
 soak: $(STAMP) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
 	@$(BIN)/python -m tools.soak

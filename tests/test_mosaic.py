@@ -488,13 +488,13 @@ def test_killed_between_tiles_the_command_goes_on(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_picture(tmp_path: Path, eyes: Eyes) -> None:
     peaks = []
-    for times in (1, 1, 2):  # the first warms up what is imported on the way
+    for times in (1, 1, 2, 2):  # the first warms up what is imported on the way
         mosaics.write(tmp_path / "a.tif", np.tile(shown(blobs(3, Size(512, 512))), (times, times, 1)))
         tracemalloc.start()
         mosaic(tmp_path / "a.tif", tmp_path / f"out-{len(peaks)}", Wish(128, 32, WISH.passes, "fake"), FakeEngine)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] <= 1.1 * peaks[1]
+    assert min(peaks[2:]) <= 1.1 * peaks[1]  # of two: what another thread takes just then is counted, too
 
 
 # ── passes ──

@@ -1,5 +1,12 @@
-"""`sam-poll mosaic`: pictures larger than memory, cut into tiles, segmented one by one, and put together again.
+"""Pictures larger than memory: cut into tiles, each segmented, put together again as one raster and as polygons.
 
-What can still go wrong here: an object that neither of two tiles has found ends nowhere; one that only one of them has
-found ends at their seam.
+What can still go wrong here: the filters below are the whole process's. `warnings.catch_warnings` is not for threads,
+and a daemon's mosaics run in many.
 """
+
+import warnings
+
+warnings.filterwarnings("ignore", "Dataset has no geotransform")  # rasterio: a picture need not lie on a map
+warnings.filterwarnings("ignore", "The given matrix is equal to Affine.identity")  # … nor do tiles when they are traced
+warnings.filterwarnings("ignore", "'crs' was not provided")  # pyogrio: nor need its polygons
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what is broken in a file GDAL will say

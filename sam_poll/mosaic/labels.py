@@ -9,7 +9,6 @@ What can still go wrong here: what is below the least area altogether and touche
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from sam_poll.errors import ShareError
@@ -183,20 +181,18 @@ def write(path: Path, source: Source, state: State, cut: Cut, known: Tables, fin
     OSError."""
     path.unlink(missing_ok=True)  # GDAL looks into what it is to write over, and stumbles over half a file
     sums: list[int] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path, "w", **_profile(source, cut)) as dataset:
-                for tile in cut:
-                    between(tile.number)
-                    core = core_of(state, known, final, tile.number)
-                    dataset.write(core, 1, window=_window(tile))
-                    sums.append(_sum(core))
-            with rasterio.open(path) as dataset:
-                whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
-        except FAILED as error:
-            reason = f"the labels cannot be written: {words(error)}"
-            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
+    try:
+        with rasterio.open(path, "w", **_profile(source, cut)) as dataset:
+            for tile in cut:
+                between(tile.number)
+                core = core_of(state, known, final, tile.number)
+                dataset.write(core, 1, window=_window(tile))
+                sums.append(_sum(core))
+        with rasterio.open(path) as dataset:
+            whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
+    except FAILED as error:
+        reason = f"the labels cannot be written: {words(error)}"
+        raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
     if not whole:
         raise ShareError("the labels are not on the disk as they were written", place=str(path), remedy=MAKE_ROOM)
 

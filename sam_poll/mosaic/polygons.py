@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,23 +109,21 @@ def _by(found: Iterator[tuple[Row, Any]], count: int) -> Iterator[list[tuple[Row
 def _append(path: Path, crs: str | None, some: list[tuple[Row, Any]]) -> None:
     columns = list(zip(*(row for row, _ in some), strict=True)) or [()] * len(FIELDS)
     kinds = (np.int64, np.float64, np.int64, np.float64, np.float64)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'crs' was not provided")
-        try:
-            pyogrio.raw.write(
-                path,
-                geometry=np.array([drawn.wkb for _, drawn in some], dtype=object),
-                field_data=[np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)],
-                fields=list(FIELDS),
-                layer=LAYER,
-                driver="GPKG",
-                geometry_type="MultiPolygon",
-                crs=crs,
-                append=path.exists(),
-            )
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
-            reason = f"the polygons cannot be written: {error}"
-            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
+    try:
+        pyogrio.raw.write(
+            path,
+            geometry=np.array([drawn.wkb for _, drawn in some], dtype=object),
+            field_data=[np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)],
+            fields=list(FIELDS),
+            layer=LAYER,
+            driver="GPKG",
+            geometry_type="MultiPolygon",
+            crs=crs,
+            append=path.exists(),
+        )
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
+        reason = f"the polygons cannot be written: {error}"
+        raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
 
 def _feature(row: Row, drawn: Any) -> Mapping[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -213,8 +212,7 @@ def _palette(dataset: Any) -> npt.NDArray[np.uint8] | None:
 def opened(path: Path) -> Iterator[Source]:
     """The picture, open. PictureError where it is none, or cannot be read in windows; UnfinishedError where it is not
     all there. OSError."""
-    with warnings.catch_warnings(), rasterio.Env(**_ENVIRONMENT), _file(path) as file:
-        warnings.simplefilter("ignore", UserWarning)  # that it lies on no map; Pillow's, of what GDAL will say
+    with rasterio.Env(**_ENVIRONMENT), _file(path) as file:
         if not _version(file)[0]:
             raise UnfinishedError("the file is empty", place=str(path), remedy=COPY_AGAIN)
         orientation = _orientation(file, str(path))
@@ -274,9 +272,7 @@ def _orientation(file: BinaryIO, place: str) -> int:
         if reader is None:
             return 1
         file.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            noted = Image.Image.getexif(reader(file)).get(_NOTE, 1)  # a PNG's own would decode all of it
+        noted = Image.Image.getexif(reader(file)).get(_NOTE, 1)  # a PNG's own would decode all of it
     except (ArithmeticError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
         return 1  # a broken note is none; what else is broken GDAL will say
     return noted if noted in _TURNS else 1
