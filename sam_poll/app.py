@@ -35,7 +35,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
 from sam_poll.doors.watch import file_system, is_network
-from sam_poll.errors import ExitCode, ModelError, SettingsError
+from sam_poll.errors import ExitCode, InputError, ModelError, SettingsError
 from sam_poll.fleet import Fleet, Post
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.member import Equipment
@@ -47,6 +47,7 @@ from sam_poll.types import Engine, Format, Job, Pieces, Result
 LAST_RESORT_S = Sizes.drain_s + 10  # jobs have `drain_s` to finish; systemd and Docker are asked to wait 45 s
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 Menu: TypeAlias = Callable[[Settings], Sequence[Format] | Mapping[str, Format]]
+MISSING = "install the library that is missing (on Debian: apt-get install libexpat1)"
 _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see something
 
 
@@ -342,8 +343,12 @@ def pieces_of(settings: Settings, model_type: str | None) -> Begin | None:
 
 
 def _mosaic(model: str, job: Job, between: Callable[[], None]) -> Pieces:
-    from sam_poll.mosaic.jobs import begin  # here, for a second and some memory that most daemons can save
-
+    try:
+        from sam_poll.mosaic.jobs import begin  # here, for a second and some memory that most daemons can save
+    except ImportError as error:
+        raise InputError(
+            f"the extra `geo` cannot be used: {error}", remedy=f"{MISSING}; then `sam-poll retry`"
+        ) from error
     return begin(job, between, model=model)
 
 

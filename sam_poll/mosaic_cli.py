@@ -69,6 +69,8 @@ def mosaic(
         raise UsageError(
             f"{error.name} is not installed", remedy="install the extra `geo`: pip install 'sam_poll[geo]'"
         ) from None
+    except ImportError as error:  # a library of the system that a wheel links to
+        raise UsageError(f"the extra `geo` cannot be used: {error}", remedy=app.MISSING) from None
     console.set_up_log("text", log_level.upper())
     several = devices and [name.strip() for name in devices.split(",")]
     flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam_poll import formats
+from sam_poll import formats, settings
+from sam_poll.app import pieces_of
 from sam_poll.cli import app
 from sam_poll.doors import scratch
 from sam_poll.doors.folder import FolderDoor
@@ -276,6 +278,16 @@ def test_without_the_extra_it_is_refused_with_a_remedy(share: Share) -> None:
     with door(share, once=True) as opened:
         plain.run(opened, threading.Event())
     assert "geo" in share.error("ortho")["remedy"]
+
+
+def test_a_library_that_the_wheels_miss_is_told_with_a_remedy(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sam_poll.mosaic.jobs", None)  # its import fails
+    made = settings.load(None, env={}, flags={"model": "fake"})
+    drop_mosaic(share)
+    plain = Pipeline(FakeEngine(), [], pieces=pieces_of(made, None))
+    with door(share, once=True) as opened:
+        plain.run(opened, threading.Event())
+    assert "libexpat1" in share.error("ortho")["remedy"]
 
 
 def test_predict_refuses_it_and_names_the_command(tmp_path: Path) -> None:
