@@ -18,7 +18,7 @@ from sam_poll.mosaic import labels, run, seams, work
 from sam_poll.mosaic.lent import Lent, lent, turned
 from sam_poll.mosaic.passes import MOST, Labelled, Passes
 from sam_poll.mosaic.run import Wish, mosaic
-from sam_poll.mosaic.state import Done, State
+from sam_poll.mosaic.state import Done, Finished, State
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Everything, Size
 from tools import mosaics
@@ -147,7 +147,7 @@ def box(x0: int, y0: int, x1: int, y1: int) -> npt.NDArray[np.bool_]:
     return frame
 
 
-def whole(state: State, cut: Cut = CUT) -> npt.NDArray[np.int64]:
+def whole(state: Finished, cut: Cut = CUT) -> npt.NDArray[np.int64]:
     """The joined labels of the whole picture."""
     known = labels.tables(state, cut)
     roots = labels.joined(state, cut, known, lambda _: None)[0].roots()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from loguru import logger
 
@@ -58,17 +58,19 @@ def _by_name(job: Job) -> Iterator[None]:
         raise
 
 
-class _Read(Source):
+class _Read:
     """A job's picture, checked, opened, read and closed in one thread of its own: GDAL's settings are a thread's, and
     the stages of a job run in many. `between` is called as long as any of it takes."""
 
     def __init__(self, job: Job, between: Callable[[], None]) -> None:
         self._thread, self._stack, self._between = ThreadPoolExecutor(1, "windows"), ExitStack(), between
         try:
-            self._source = self._there(lambda: self._opened(job))
+            self._source = source = self._there(lambda: self._opened(job))
         except BaseException:
             self.close()
             raise
+        self.size, self.crs, self.transform, self.nodata = source.size, source.crs, source.transform, source.nodata
+        self.gcps, self.rpcs = source.gcps, source.rpcs
 
     def _opened(self, job: Job) -> Source:
         assert isinstance(job.picture, Path)
@@ -86,9 +88,6 @@ class _Read(Source):
         while not wait([future], _BREATH_S).done:
             self._between()
         return future.result()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)  # what is known of the picture
 
     def read(self, area: Area) -> tuple[Pixels, Bitmap]:
         return self._there(lambda: self._source.read(area))

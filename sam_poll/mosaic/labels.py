@@ -23,8 +23,8 @@ from rasterio.windows import Window
 from sam_poll.errors import ShareError
 from sam_poll.mosaic.passes import Numbers
 from sam_poll.mosaic.seams import Joined, Labels, around, matches
-from sam_poll.mosaic.source import FAILED, Source, words
-from sam_poll.mosaic.state import State
+from sam_poll.mosaic.source import FAILED, Windows, words
+from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Area, Cut, Tile
 
 Between = Callable[[int], None]  # called with each tile's number before work on it
@@ -65,7 +65,7 @@ class Final:
         return len(self.areas) - 1
 
 
-def tables(state: State, cut: Cut) -> Tables:
+def tables(state: Finished, cut: Cut) -> Tables:
     """What the finished tiles hold."""
     first, scores, areas = [1], [np.zeros(1, np.float32)], [np.zeros(1, np.int64)]
     valid = skipped = 0
@@ -78,7 +78,7 @@ def tables(state: State, cut: Cut) -> Tables:
     return Tables(np.array(first), np.concatenate(scores), np.concatenate(areas), valid, skipped)
 
 
-def joined(state: State, cut: Cut, known: Tables, between: Between) -> tuple[Joined, int]:
+def joined(state: Finished, cut: Cut, known: Tables, between: Between) -> tuple[Joined, int]:
     """The labels that are one object across a seam or a corner, and how many joins there were."""
     sets, joins = Joined(len(known.scores)), 0
     for number in range(len(cut)):
@@ -88,7 +88,7 @@ def joined(state: State, cut: Cut, known: Tables, between: Between) -> tuple[Joi
     return sets, joins
 
 
-def _same(state: State, cut: Cut, number: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _same(state: Finished, cut: Cut, number: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """What is one object of a tile and those to the right and below: tile and number of the one, and of the other."""
     right, below = cut.right(number), cut.below(number)
     if right is not None:
@@ -125,7 +125,7 @@ def _corner(band: Numbers, cut: Cut, tile: int, side: str, sides: tuple[str, str
 
 
 def merged(
-    state: State, cut: Cut, known: Tables, sets: Joined, min_area: int, between: Between
+    state: Finished, cut: Cut, known: Tables, sets: Joined, min_area: int, between: Between
 ) -> tuple[Labels, int, int]:
     """For every label the one that stands for it, 0 for what is left out; how many slivers were merged, and left out.
 
@@ -152,7 +152,7 @@ def merged(
     return goes[roots], len(borders), int(np.count_nonzero(sliver)) - len(borders)
 
 
-def finals(state: State, cut: Cut, known: Tables, stands: Labels) -> Final:
+def finals(state: Finished, cut: Cut, known: Tables, stands: Labels) -> Final:
     """The mosaic's labels, without gaps, in the order of their first tile."""
     there = stands * (known.areas > 0)  # seen in the padding only: in no pixel of the mosaic
     order = np.unique(there[there > 0])
@@ -171,12 +171,14 @@ def finals(state: State, cut: Cut, known: Tables, stands: Labels) -> Final:
     return Final(names, (weighted / np.maximum(areas, 1)).astype(np.float32), areas, last)
 
 
-def core_of(state: State, known: Tables, final: Final, number: int) -> npt.NDArray[np.uint32]:
+def core_of(state: Finished, known: Tables, final: Final, number: int) -> npt.NDArray[np.uint32]:
     """The mosaic's labels in a tile's core, uint32."""
     return final.names[known.of(state.numbers(number), number)]
 
 
-def write(path: Path, source: Source, state: State, cut: Cut, known: Tables, final: Final, between: Between) -> None:
+def write(
+    path: Path, source: Windows, state: Finished, cut: Cut, known: Tables, final: Final, between: Between
+) -> None:
     """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. ShareError,
     OSError."""
     path.unlink(missing_ok=True)  # GDAL looks into what it is to write over, and stumbles over half a file
@@ -205,7 +207,7 @@ def put(made: Path, place: Path) -> None:
     made.replace(place)
 
 
-def _profile(source: Source, cut: Cut) -> dict[str, Any]:
+def _profile(source: Windows, cut: Cut) -> dict[str, Any]:
     side = next(side for side in BLOCKS if cut.tile % side == 0)
     points, crs_of_points = source.gcps
     placed = {"gcps": points, "crs": crs_of_points} if points else {"crs": source.crs, "transform": source.transform}
@@ -235,7 +237,7 @@ def _sum(pixels: npt.NDArray[np.uint32]) -> int:
     return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
-def _framed(state: State, cut: Cut, known: Tables, roots: Labels, number: int) -> Labels:
+def _framed(state: Finished, cut: Cut, known: Tables, roots: Labels, number: int) -> Labels:
     """A tile's labels, each as the one that stands for it, with a line of each neighbour around."""
 
     def of(tile: int) -> Labels:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sam_poll.mosaic.labels import OPPOSITE
 from sam_poll.mosaic.passes import MOST, Numbers
-from sam_poll.mosaic.state import State
+from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Area, Cut
 
 MISSED = 0.5  # of a neighbour's label that must have none of the tile's own: less is a border seen differently
@@ -56,11 +56,10 @@ class Loan:
 NOTHING = Loan((), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
-class Lent(State):
+class Lent:
     """The finished tiles of `state`, each with what its neighbours lend it; all else is as there."""
 
-    def __init__(self, state: State, cut: Cut, min_area: int) -> None:
-        vars(self).update(vars(state))
+    def __init__(self, state: Finished, cut: Cut, min_area: int) -> None:
         self._raw, self._cut, self._min_area = state, cut, min_area
         self._without: set[int] = set()  # tiles that take nothing: most, and known after the first look
         self._recent = lru_cache(RECENT)(self._reckoned)

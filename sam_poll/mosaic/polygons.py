@@ -27,8 +27,8 @@ from shapely import affinity
 
 from sam_poll.errors import ShareError
 from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of
-from sam_poll.mosaic.source import Source
-from sam_poll.mosaic.state import State
+from sam_poll.mosaic.source import Windows
+from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Cut
 
 LAYER = "labels"
@@ -39,7 +39,7 @@ FIELDS = ("label", "score", "area_px", "area", "perimeter")
 
 
 def shapes(
-    state: State, cut: Cut, known: Tables, final: Final, transform: Any, between: Between
+    state: Finished, cut: Cut, known: Tables, final: Final, transform: Any, between: Between
 ) -> Iterator[tuple[Row, Any]]:
     """Each label's row and its multipolygon on the map, once its last tile has been read."""
     pieces: dict[int, list[Any]] = {}
@@ -63,7 +63,7 @@ def shapes(
             yield row, placed
 
 
-def write(folder: Path, names: tuple[str, str], source: Source, found: Iterator[tuple[Row, Any]]) -> None:
+def write(folder: Path, names: tuple[str, str], source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
     """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError."""
     geopackage, geojson = (folder / name for name in names)
     for left in folder.glob(f"{geopackage.name}*"):
@@ -135,7 +135,7 @@ def _infinite(value: float) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _crs_of(source: Source) -> Mapping[str, Any] | None:
+def _crs_of(source: Windows) -> Mapping[str, Any] | None:
     """As GDAL names it where it has a number; coordinates are x, y all the same, so 4326 is called CRS84. None: the
     picture has none, and none is to be assumed."""
     crs = source.crs

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,24 @@ _TURNS = {  # by EXIF orientation
     7: _Turn(crosswise=True, columns=True, rows=True),
     8: _Turn(crosswise=True, rows=True),
 }
+
+
+class Windows(Protocol):
+    """A picture that is read window by window, and how it lies on the map; `Source` says what each is."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def crs(self) -> Any: ...
+    @property
+    def transform(self) -> Any: ...
+    @property
+    def nodata(self) -> float | None: ...
+    @property
+    def gcps(self) -> Any: ...
+    @property
+    def rpcs(self) -> Any: ...
+    def read(self, area: Area) -> tuple[Pixels, Bitmap]: ...
 
 
 class Source:

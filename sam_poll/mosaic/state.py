@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,14 @@ class Done:
     areas: npt.NDArray[np.int64]
     valid: int
     skipped: bool
+
+
+class Finished(Protocol):
+    """Finished tiles, as they are put together; `State` says what each is."""
+
+    def table(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, bool]: ...
+    def numbers(self, number: int) -> Numbers: ...
+    def bands(self, number: int, *sides: str) -> dict[str, Numbers]: ...
 
 
 class State:

@@ -24,7 +24,7 @@ from sam_poll.errors import InputError
 from sam_poll.mosaic import labels, polygons
 from sam_poll.mosaic.lent import Lent
 from sam_poll.mosaic.passes import Labelled, Passes, labelled
-from sam_poll.mosaic.source import Source
+from sam_poll.mosaic.source import Windows
 from sam_poll.mosaic.state import Done, How, State
 from sam_poll.mosaic.tiles import BAND, Cut, Tile
 from sam_poll.types import Bitmap, Engine
@@ -76,7 +76,7 @@ class Work:
 
     def __init__(
         self,
-        source: Source,
+        source: Windows,
         picture: Path,
         wish: Wish,
         folder: Path,
@@ -188,7 +188,7 @@ class Work:
         }
 
 
-def job_of(picture: Path, source: Source, wish: Wish) -> dict[str, Any]:
+def job_of(picture: Path, source: Windows, wish: Wish) -> dict[str, Any]:
     """What the tiles depend on, as JSON has it."""
     about = picture.stat()
     made = {"picture": picture.name, "bytes": about.st_size, "changed_ns": about.st_mtime_ns, **asdict(wish)}
