@@ -170,9 +170,10 @@ def test_a_daemon_ends_without_a_word_from_libraries(tmp_path: Path) -> None:
 
 def test_what_a_process_of_a_fleet_is_told_can_travel_and_gives_it_its_engine(tmp_path: Path) -> None:
     (post, _) = app.posts_of(made(tmp_path, model="fake", formats=["mask", "opex"]), ["cpu", "cpu"])
-    engine, formats, sizes = pickle.loads(pickle.dumps(post.equip))()
-    assert (engine.info.name, len(formats)) == ("fake", 2)
-    assert sizes.finish_threads >= 1
+    equipment = pickle.loads(pickle.dumps(post.equip))()
+    assert (equipment.engine.info.name, len(equipment.formats)) == ("fake", 2)
+    assert equipment.sizes.finish_threads >= 1
+    assert equipment.pieces.args == ("fake",), "the model that tiles are of"
 
 
 def test_names_in_cvat_are_relative_to_what_holds_input_and_done(tmp_path: Path) -> None:

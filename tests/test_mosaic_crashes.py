@@ -33,11 +33,11 @@ from tools import mosaics
 SIDE, TILE = 112, 64  # four tiles
 ASKED = {"tile": TILE, "padding": 16, "points_per_side": 3, "min_area": 20, "iou": 0.5, "stability": 0.5}
 STEPS = (*test_crashes.STEPS, "fsync")
-PARTS = 4
+PARTS = 8
 
 
 def parts(one: int) -> Iterable[int]:
-    """One in four steps for each change of the code; all of them in `make chaos`."""
+    """One in eight steps for each change of the code; all of them in `make chaos`."""
     return range(PARTS) if os.environ.get("SAM_POLL_SWEEP") == "all" else [one]
 
 
