@@ -35,7 +35,7 @@ demo: $(STAMP) ## run the main job on bundled pictures with the bundled small mo
 
 # One thread for torch in each test process: more of them than cores make it many times slower.
 test: $(STAMP) ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
 
 chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; nothing may be lost
 	@$(BIN)/python -m tools.chaos

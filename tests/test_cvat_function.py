@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import zipfile
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cvat_cli.__main__ import main
 from cvat_cli._internal import agent, agent_driver_interaction
 from cvat_cli._internal.common import CriticalError, FunctionLoader
 from cvat_cli._internal.parsers import parse_function_parameter
+from cvat_sdk.core import client as sdk_client
 from cvat_sdk.masks import decode_mask, encode_mask
 from PIL import Image
 
@@ -76,6 +78,10 @@ def memory() -> Chunked:
 def host(memory: Chunked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
+    # The SDK keeps what it has fetched by address and task, and has looked for the place when it was imported: a task
+    # of an earlier test at the same port would be taken for this one's.
+    own = partialmethod(sdk_client.Config.__init__, cache_dir=tmp_path / "sdk")
+    monkeypatch.setattr(sdk_client.Config, "__init__", own)
     monkeypatch.setenv("CVAT_ACCESS_TOKEN", TOKEN)
     with served(memory) as address:
         monkeypatch.setenv("CVAT_HOST", address)
