@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sam_poll.mosaic.run import OnStep, Step
 
 STAGES = {"tiles": "segmenting", "seams": "joining", "slivers": "merging", "labels": "writing", "polygons": "tracing"}
-_BLOCK = 16  # the sides of a TIFF's blocks are multiples of it
 
 
 @reports
@@ -90,8 +89,11 @@ def mosaic(
 
 
 def _check(tile: int, padding: int) -> None:
-    if tile % _BLOCK:
-        raise UsageError(f"{tile} is no multiple of {_BLOCK}", place="--tile", remedy=f"take {tile // _BLOCK * _BLOCK}")
+    from sam_poll.prompt_forms import TILE_UNIT
+
+    if tile % TILE_UNIT:
+        nearest = tile // TILE_UNIT * TILE_UNIT
+        raise UsageError(f"{tile} is no multiple of {TILE_UNIT}", place="--tile", remedy=f"take {nearest}")
     if padding > tile:
         raise UsageError("it is wider than a tile", place="--padding", remedy=f"take {tile} or less")
 

@@ -145,13 +145,18 @@ def test_between_two_tiles_it_is_the_turn_of_others(share: Share, eyes: Eyes) ->
     assert dog.stat().st_mtime_ns < (share.layout.output / "ortho.stats.json").stat().st_mtime_ns
 
 
-def test_stopped_it_goes_back_and_what_is_done_is_not_done_again(share: Share, eyes: Eyes) -> None:
+def stop_after_a_part(share: Share, eyes: Eyes) -> None:
+    """A daemon that is asked to stop while it makes the 21st of the 49 tiles."""
     eyes.stops_after = 20
     drop_mosaic(share)
     with watching(share) as stop:
         assert eyes.stopped.wait(60)
         stop.set()
         eyes.waits.set()
+
+
+def test_stopped_it_goes_back_and_what_is_done_is_not_done_again(share: Share, eyes: Eyes) -> None:
+    stop_after_a_part(share, eyes)
     assert share.tree("input") == ["ortho.json", "ortho.tif"]
     assert len(kept(share)) == eyes.windows == 21
     drain(share)
@@ -161,12 +166,7 @@ def test_stopped_it_goes_back_and_what_is_done_is_not_done_again(share: Share, e
 
 
 def test_another_picture_of_the_same_name_begins_anew(share: Share, eyes: Eyes) -> None:
-    eyes.stops_after = 20
-    drop_mosaic(share)
-    with watching(share) as stop:
-        assert eyes.stopped.wait(60)
-        stop.set()
-        eyes.waits.set()
+    stop_after_a_part(share, eyes)
     drop_mosaic(share, seed=2)
     drain(share)
     assert eyes.windows == 21 + 49
@@ -323,12 +323,7 @@ def test_one_that_is_cut_off_waits_for_the_rest(share: Share, eyes: Eyes) -> Non
 
 
 def test_what_nobody_asks_for_any_more_is_swept(share: Share, eyes: Eyes) -> None:
-    eyes.stops_after = 20
-    drop_mosaic(share)
-    with watching(share) as stop:
-        assert eyes.stopped.wait(60)
-        stop.set()
-        eyes.waits.set()
+    stop_after_a_part(share, eyes)
     assert kept(share)
     (share.layout.input / "ortho.json").unlink()
     (share.layout.input / "ortho.tif").unlink()
