@@ -71,13 +71,13 @@ class Line:
 
 def make_crowd(folder: Path, pairs: int, *, apart: bool = False) -> Layout:
     """A share with so many pairs in `in/`; `apart`: names that make no pair."""
-    layout = Layout(folder / "in", folder / "work", folder / "out", folder / "done", folder / "failed")
-    layout.input.mkdir(parents=True)
+    layout = Layout.below(folder)
+    layout.input.path.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     picture = cv2.imencode(".jpg", pixels)[1].tobytes()
     for number in range(pairs):
-        _put(layout.input / f"{'seen' if apart else 'pair'}-{number:06}.jpg", picture)
-        _put(layout.input / f"{'told' if apart else 'pair'}-{number:06}.json", _PROMPT)
+        _put(layout.input.path / f"{'seen' if apart else 'pair'}-{number:06}.jpg", picture)
+        _put(layout.input.path / f"{'told' if apart else 'pair'}-{number:06}.json", _PROMPT)
     os.sync()  # else the first answer's own flush would wait for all of these
     return layout
 
@@ -106,7 +106,7 @@ def wait_for(condition: Callable[[], object], patience_s: float, daemon: subproc
 @contextmanager
 def watching(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
     """The real daemon over a share, with the bundled model on the CPU."""
-    command = [sys.executable, "-m", "sam_poll", "watch", str(layout.input), str(layout.output)]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(layout.input.path), str(layout.output.path)]
     flags = ["--model", "demo", "--device", "cpu", "--format", "mask", "--log", "text", "--log-level", "WARNING"]
     settings = {"SAM_POLL_WATCH__RESCAN_S": "10"}
     daemon = subprocess.Popen([*command, *flags], env={**os.environ, **settings})
@@ -128,7 +128,7 @@ def rss_mb(pid: int) -> float:
 
 def answered(layout: Layout) -> bool:
     """Whether there is any answer."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(layout.output) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(layout.output.path) as entries:
         return any(not entry.name.startswith(".") for entry in entries)
     return False
 
@@ -160,7 +160,7 @@ def idle(layout: Layout, windows: Windows) -> tuple[float, float]:
             wait_for(lambda: time.monotonic() > end, windows.patience_s, daemon)
             return (cpu_s(daemon.pid) - before) / seconds
 
-        wait_for(layout.work.is_dir, windows.patience_s, daemon)
+        wait_for(layout.work.path.is_dir, windows.patience_s, daemon)
         wait_for(lambda: used(windows.calm_s) < _CALM, windows.patience_s, daemon)
         return used(windows.idle_s) * 100, rss_mb(daemon.pid)
 

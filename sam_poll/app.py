@@ -54,7 +54,7 @@ _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see s
 def layout_of(settings: Settings, **more: Any) -> Layout:
     """The share's folders as the folder door wants them."""
     f = settings.folders
-    return Layout(input=f.input, work=f.work, output=f.output, done=f.done, failed=f.failed, **more)
+    return Layout.at(input=f.input, work=f.work, output=f.output, done=f.done, failed=f.failed, **more)
 
 
 def manners_of(settings: Settings, *, once: bool) -> Manners:

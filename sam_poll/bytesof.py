@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
-from sam_poll.fs import NO_FILE, open_plain, shown
+from sam_poll.fs import NO_FILE, shown
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Job
 
 _MAX_BYTES = 2 << 30
@@ -20,13 +20,13 @@ _HASH = "is not the file whose SHA-256 the prompt's image_sha256 names"
 _Seen: TypeAlias = tuple[int, int, int]  # inode, bytes, time of change
 
 
-def read(path: Path) -> tuple[bytes, _Seen]:
+def read(path: SafePath) -> tuple[bytes, _Seen]:
     """A picture's bytes, and what its file was before; never through a link, never blocking on a pipe.
 
     OSErrors other than those of a file that is no picture mean a sick share.
     """
     try:
-        file = open_plain(path)
+        file = path.open()
     except OSError as error:
         if error.errno in NO_FILE:
             remedy = "let the daemon's user read it, then `sam-poll retry`"
@@ -47,7 +47,7 @@ def _seen(found: os.stat_result) -> _Seen:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def check_unchanged(path: Path, seen: _Seen | None) -> None:
+def check_unchanged(path: SafePath, seen: _Seen | None) -> None:
     """ChangedError when somebody has written into the file since it was opened; whatever else was found wrong with
     it then counts for nothing."""
     try:
@@ -70,9 +70,9 @@ def check(job: Job, data: bytes) -> None:
 
 def check_file(job: Job) -> None:
     """As `check`, of a picture that is not to be read whole; OSError."""
-    assert isinstance(job.picture, Path)
+    assert isinstance(job.picture, SafePath)
     differs = None
-    with open_plain(job.picture) as file:
+    with job.picture.open() as file:
         nbytes = os.fstat(file.fileno()).st_size
         if job.nbytes is not None and job.nbytes != nbytes:
             differs = _LENGTH.format(nbytes, job.nbytes)
@@ -95,4 +95,4 @@ def _refuse(job: Job, differs: str | None) -> None:
 
 def name(job: Job) -> str | None:
     """A picture's file name, to be shown; None where it has none."""
-    return shown(job.picture.name) if isinstance(job.picture, Path) else None
+    return shown(job.picture.name) if isinstance(job.picture, SafePath) else None

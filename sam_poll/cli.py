@@ -234,6 +234,7 @@ def merge(
     from sam_poll import formats
     from sam_poll.doors.layout import walk
     from sam_poll.fs import write_whole
+    from sam_poll.safe_path import SafePath
 
     if format not in formats.MERGES:
         raise UsageError(
@@ -243,13 +244,14 @@ def merge(
     if not output.is_dir():
         raise UsageError("there is no such folder", place=str(output))
     made = target.resolve()  # of an earlier time: all objects would be there twice
-    names = sorted(n for n, _ in walk(output) if n.endswith(endings) and (output / n).resolve() != made)
+    answers = SafePath.at(output)
+    names = sorted(n for n, _ in walk(answers) if n.endswith(endings) and (output / n).resolve() != made)
     if not names:
         remedy = f"add `{format}` to `formats` and answer again"
         raise UsageError(f"no {' and '.join(endings)} files", place=str(output), remedy=remedy)
-    body = b"".join(formats.merged(format, ((name, (output / name).read_bytes()) for name in names)))
+    body = b"".join(formats.merged(format, ((name, (answers / name).read_bytes()) for name in names)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, body)
+    write_whole(SafePath.beside(target), body)
     typer.echo(f"{len(names)} files joined into {target}", err=True)
 
 

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -35,6 +34,7 @@ from sam_poll.errors import DeviceError, LostError, SamPollError
 from sam_poll.fs import shown
 from sam_poll.member import Equip
 from sam_poll.pipeline import Sizes
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse, Stats
 from sam_poll.tasks import Either
 from sam_poll.types import Door, Job, ModelInfo
@@ -220,7 +220,7 @@ class Fleet:
         """Give it to who wants work and has the picture's embedding, or else has least to do. False: nobody wants any
         just now."""
         # One that comes as bytes may have a name that many have.
-        picture = job.name if isinstance(job.picture, Path) else images.digest_of(job.picture)
+        picture = job.name if isinstance(job.picture, SafePath) else images.digest_of(job.picture)
         with self._changed:  # to the end: a process may be buried at any moment, and must then have it or not
             if not job.helps and any(picture in m.pictures for m in self._members):
                 self._changed.wait_for(lambda: any(m.wants and picture in m.pictures for m in self._members), _SAME_S)

@@ -1,5 +1,7 @@
 """The few file system moves everything else is made of: write whole, move without overwriting, show a name.
 
+All of them work on `SafePath`s, so that none follows a link that somebody has planted.
+
 What can still go wrong here: `move_new` looks and then renames, so two processes that move *different* files to the
 same new name in the same instant may overwrite; claims see to it that a file has one owner. fsync of a folder is not
 supported on some network shares and is then left out: a crash of the *server* may undo a rename there.
@@ -12,11 +14,10 @@ import errno
 import itertools
 import os
 import shutil
-import stat
 import threading
 from collections.abc import Iterable
-from pathlib import Path
-from typing import BinaryIO
+
+from sam_poll.safe_path import SafePath
 
 TEMP_PREFIX = ".sam_poll-"
 NAME_MAX = 255  # bytes; ext4, XFS, and most others
@@ -27,7 +28,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOSYS}
 
 
-def write_whole(path: Path, body: bytes) -> None:
+def write_whole(path: SafePath, body: bytes) -> None:
     """Write a file so that nobody ever sees half of it: temporary name in the same folder, flush to disk, rename.
 
     Raises OSError; the temporary file is gone then. The folder itself is flushed by `sync_folder`, once for many files.
@@ -37,9 +38,13 @@ def write_whole(path: Path, body: bytes) -> None:
         files.show()
 
 
-def write_synced(path: Path, body: bytes) -> None:
-    """Write a file in place, and flush it to disk."""
-    with path.open("wb") as file:
+def write_synced(path: SafePath, body: bytes) -> None:
+    """Write a new file in the place of whatever has its name, and flush it to disk.
+
+    What had the name is removed, never written into: it may be somebody's link, or a second name of another file.
+    """
+    path.unlink(missing_ok=True)
+    with path.create() as file:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
@@ -52,27 +57,28 @@ class Whole:
     been shown when the `with` ends is removed.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: SafePath | None = None) -> None:
         self._folder = folder
-        self._files: list[tuple[Path, Path]] = []
+        self._files: list[tuple[SafePath, SafePath]] = []
 
-    def write(self, path: Path, body: bytes) -> None:
+    def write(self, path: SafePath, body: bytes) -> None:
         """Write under a temporary name, and flush to disk."""
         write_synced(self._temporary(path), body)
 
-    def take(self, path: Path, file: Path) -> None:
+    def take(self, path: SafePath, file: SafePath) -> None:
         """A file that is written already, on the same file system; it stays where it is, too."""
         temporary = self._temporary(path)
         try:
-            os.link(file, temporary)
+            file.link(temporary)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            shutil.copyfile(file, temporary)
-            with temporary.open("rb") as copy:
+            with file.open() as source, temporary.create() as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+                copy.flush()
                 os.fsync(copy.fileno())
 
-    def _temporary(self, path: Path) -> Path:
+    def _temporary(self, path: SafePath) -> SafePath:
         folder = path.parent if self._folder is None else self._folder
         temporary = folder / f"{TEMP_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_serial)}.tmp"
         self._files.append((temporary, path))
@@ -82,7 +88,7 @@ class Whole:
         """Give the files their names."""
         while self._files:
             temporary, path = self._files[0]
-            temporary.replace(path)
+            temporary.rename(path)
             self._files.pop(0)
 
     def __enter__(self) -> Whole:
@@ -94,24 +100,16 @@ class Whole:
                 temporary.unlink()
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: SafePath) -> None:
     """Make the renames in a folder survive a power cut, where the file system can."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        if error.errno in _NO_FSYNC:
-            return
-        raise
-    try:
-        os.fsync(handle)
+        folder.sync()
     except OSError as error:
         if error.errno not in _NO_FSYNC:
             raise
-    finally:
-        os.close(handle)
 
 
-def rename(source: Path, target: Path) -> None:
+def rename(source: SafePath, target: SafePath) -> None:
     """Rename, and look again where it fails: on a network share the answer may be lost, not the deed.
 
     A server that is asked a second time, because its first answer did not arrive, says that there is no such file.
@@ -127,9 +125,9 @@ def rename(source: Path, target: Path) -> None:
         raise
 
 
-def move_new(source: Path, target: Path) -> None:
+def move_new(source: SafePath, target: SafePath) -> None:
     """Rename within one file system, creating the target's folder; FileExistsError if the target is taken."""
-    if os.path.lexists(target):
+    if exists(target):
         raise FileExistsError(errno.EEXIST, "already there", str(target))
     try:
         rename(source, target)
@@ -140,22 +138,10 @@ def move_new(source: Path, target: Path) -> None:
         rename(source, target)
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a regular file for reading, never through a link, and never waiting for a pipe.
-
-    OSError; it has one of the numbers in `NO_FILE` where there is something that is no file, or may not be read.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.ENXIO, "it is not a file", str(path))
-    return os.fdopen(handle, "rb")
-
-
-def exists(path: Path | str) -> bool:
+def exists(path: SafePath) -> bool:
     """Whether a name is taken, a broken link included; OSError other than "not there" is raised, not read as no."""
     try:
-        os.lstat(path)
+        path.lstat()
     except OSError as error:
         if error.errno in NOT_THERE:
             return False
@@ -163,7 +149,18 @@ def exists(path: Path | str) -> bool:
     return True
 
 
-def free_suffix(candidates: Iterable[Path]) -> str:
+def same(one: SafePath, other: SafePath) -> bool:
+    """Whether two files have the same bytes. OSError."""
+    with one.open() as first, other.open() as second:
+        while True:
+            block = first.read(1 << 20)
+            if block != second.read(1 << 20):
+                return False
+            if not block:
+                return True
+
+
+def free_suffix(candidates: Iterable[SafePath]) -> str:
     """The first of "", "~2", "~3" … that makes every path free when put behind its stem: `dog.jpg` → `dog~2.jpg`.
 
     One suffix for all keeps a pair a pair.
@@ -176,12 +173,18 @@ def free_suffix(candidates: Iterable[Path]) -> str:
     raise AssertionError("unreachable")
 
 
-def with_suffix(path: Path, suffix: str) -> Path:
+def with_suffix(path: SafePath, suffix: str) -> SafePath:
+    """`cam1/dog.jpg` and `~2` → `cam1/dog~2.jpg`; see `suffixed`."""
+    return path.with_name(suffixed(path.name, suffix)) if suffix else path
+
+
+def suffixed(name: str, suffix: str) -> str:
     """`dog.jpg` and `~2` → `dog~2.jpg`. A stem that would make the name longer than 255 bytes is cut."""
     if not suffix:
-        return path
-    ending = suffix + path.suffix
-    return path.with_name(cut(path.stem, NAME_MAX - len(os.fsencode(ending))) + ending)
+        return name
+    stem, ending = os.path.splitext(name)
+    ending = suffix + ending
+    return cut(stem, NAME_MAX - len(os.fsencode(ending))) + ending
 
 
 def cut(name: str, nbytes: int) -> str:

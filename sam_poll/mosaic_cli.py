@@ -57,6 +57,7 @@ def mosaic(
     """
     _check(tile, padding)
     from sam_poll import app, console, engines, settings
+    from sam_poll.safe_path import SafePath
     from sam_poll.types import Everything
 
     try:
@@ -81,9 +82,10 @@ def mosaic(
     names = app.devices_of(chosen)
     env = app.env_of(names)
     os.environ.update(env)  # this process is one of them
-    hands = [Hand(name, picture, output, wish, partial(app.engine_of, chosen, device=name)) for name in names[1:]]
+    source, place = SafePath.beside(Path(os.path.realpath(picture))), SafePath.at(output)
+    hands = [Hand(name, source, place, wish, partial(app.engine_of, chosen, device=name)) for name in names[1:]]
     with crew(hands, env), _shown() as on_step, _kept():
-        stats = run(picture, output, wish, partial(app.engine_of, chosen, device=names[0]), on_step)
+        stats = run(source, place, wish, partial(app.engine_of, chosen, device=names[0]), on_step)
     objects, tiles = console.count(stats["labels"], "object"), console.count(stats["tiles"], "tile")
     typer.echo(f"{objects} in {tiles}, {stats['coverage']:.1%} of the picture covered, written to {output}")
 

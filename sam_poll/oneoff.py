@@ -19,6 +19,7 @@ from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
 from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt, Wanted
 
 
@@ -81,7 +82,7 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
         while name in used:
             name, number = f"{picture.stem}~{number}", number + 1
         used.add(name)
-        jobs.append(Job(name, picture.name, picture, shared or _prompt_beside(picture)))
+        jobs.append(Job(name, picture.name, SafePath.beside(picture), shared or _prompt_beside(picture)))
     return jobs
 
 
@@ -121,7 +122,7 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
     """Look at prompts, pictures' headers and settings files, folders with all that is in them."""
     for path in paths:
         if path.is_dir():
-            names = sorted(name for name, entry in walk(path) if not is_temporary(entry.name))
+            names = sorted(name for name, entry in walk(SafePath.at(path)) if not is_temporary(entry.name))
             index = Index(n for n in names if images.is_picture(n))
             tiled = _tiled(path, names, index)
             for name in names:
@@ -206,7 +207,7 @@ def _open(path: Path) -> Finding:
         except ModuleNotFoundError:
             path.open("rb").close()
             return Finding(path)
-        with opened(path):
+        with opened(SafePath.beside(path)):
             return Finding(path)
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeAlias
 
 from loguru import logger
@@ -39,6 +38,7 @@ from sam_poll.errors import (
     UnforeseenError,
 )
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse, Stats
 from sam_poll.tasks import Either, Hurried, Task, log_answer, log_pieces, result_of, timed
 from sam_poll.types import Document, Door, Embedding, Engine, Everything, Format, Job, Mosaic, Pieces, Result
@@ -266,7 +266,7 @@ class Pipeline:
             self._open(task)
             return
         with timed(task, "decode"):
-            data, seen = bytesof.read(job.picture) if isinstance(job.picture, Path) else (job.picture, None)
+            data, seen = bytesof.read(job.picture) if isinstance(job.picture, SafePath) else (job.picture, None)
             self._unread = 0
             bytesof.check(job, data)
             try:
@@ -275,7 +275,7 @@ class Pipeline:
                 error.place = error.place or bytesof.name(job)
                 raise
             finally:
-                if isinstance(job.picture, Path):
+                if isinstance(job.picture, SafePath):
                     bytesof.check_unchanged(job.picture, seen)
             assert task.size is not None
             if isinstance(job.prompts, tuple):

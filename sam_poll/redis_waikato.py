@@ -25,6 +25,7 @@ from loguru import logger
 from sam_poll.errors import ExitCode, InputError, UsageError
 from sam_poll.fs import free_suffix, shown, write_whole
 from sam_poll.reporting import reports
+from sam_poll.safe_path import SafePath
 
 _WAIT_S = 0.5
 
@@ -148,7 +149,8 @@ def _save(data: bytes, folder: Path, pattern: str) -> bool:
     """Write what a message holds. False: it was a refusal, or nothing that could be understood."""
     now = datetime.now().astimezone()
     name = now.strftime(pattern)
-    name += free_suffix(folder / (name + ending) for ending in (".png", ".json", ".error.json"))
+    place = SafePath.at(folder)
+    name += free_suffix(place / (name + ending) for ending in (".png", ".json", ".error.json"))
     try:
         said = json.loads(data)
         if "error" in said:
@@ -162,9 +164,9 @@ def _save(data: bytes, folder: Path, pattern: str) -> bool:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, binascii.Error) as error:
         logger.warning("this is no answer ({}: {})", type(error).__name__, shown(error))
         return False
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
     for ending, body in files.items():
-        path = folder / (name + ending)
+        path = place / (name + ending)
         write_whole(path, body)
         typer.echo(shown(path))
     return ".error.json" not in files

@@ -1,7 +1,7 @@
 """The words everybody uses: what a prompt, a picture, a job, a mask, a result is; and the three seams.
 
-Nothing here does I/O or knows another module but `errors`, so everything may import it. Values are frozen; those that
-carry arrays compare by identity (`eq=False`), because `==` on arrays has no single answer.
+Nothing here does I/O or knows another module but `errors` and `safe_path`, so everything may import it. Values are
+frozen; those that carry arrays compare by identity (`eq=False`), because `==` on arrays has no single answer.
 
 What can still go wrong here: the arrays inside frozen values are not frozen themselves; whoever gets one must not
 write into it.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_poll.errors import SamPollError
+from sam_poll.safe_path import SafePath
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # H×W×3, RGB
 Bitmap: TypeAlias = npt.NDArray[np.bool_]  # H×W
@@ -245,7 +245,7 @@ class Job:
 
     id: str
     name: str
-    picture: Path | bytes
+    picture: SafePath | bytes
     prompts: Wanted
     origin: Any = None
     fault: SamPollError | None = None
@@ -257,7 +257,7 @@ class Job:
     cover: int = 0
     embedding: bool = False
     gone: Event | None = None
-    scratch: Path | None = None
+    scratch: SafePath | None = None
     helps: bool = False
 
 
@@ -291,7 +291,7 @@ class Document:
     suffix: str
     media_type: str
     body: bytes
-    file: Path | None = None
+    file: SafePath | None = None
 
 
 class Door(Protocol):

@@ -57,12 +57,32 @@ class Share:
     layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layout = Layout(*(self.root / n for n in ("in", "work", "out", "done", "failed")))
-        self.layout.input.mkdir(parents=True, exist_ok=True)
+        self.layout = Layout.below(self.root)
+        self.input.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def input(self) -> Path:
+        return self.layout.input.path
+
+    @property
+    def work(self) -> Path:
+        return self.layout.work.path
+
+    @property
+    def output(self) -> Path:
+        return self.layout.output.path
+
+    @property
+    def done(self) -> Path:
+        return self.layout.done.path
+
+    @property
+    def failed(self) -> Path:
+        return self.layout.failed.path
 
     def drop(self, name: str, body: bytes | dict[str, Any] | str) -> Path:
         """Write a file into `in/`, in place."""
-        path = self.layout.input / name
+        path = self.input / name
         path.parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
         path.write_bytes(data)
@@ -74,7 +94,7 @@ class Share:
         aside.parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps(body).encode() if isinstance(body, dict) else body.encode() if isinstance(body, str) else body
         aside.write_bytes(data)
-        return aside.rename(self.layout.input / name)
+        return aside.rename(self.input / name)
 
     def pair(self, stem: str, ending: str = ".jpg", prompt: Any = None, seed: int = 0) -> None:
         """Drop a picture and its prompt."""
@@ -83,7 +103,7 @@ class Share:
 
     def tree(self, folder: str) -> list[str]:
         """The files of one folder, relative to it."""
-        root = getattr(self.layout, folder)
+        root = getattr(self, folder)
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
         ours = [".sam_poll-"] if folder == "work" else []  # the sentinel, and daemons' signs of life
         return sorted(n for n in names if not n.startswith(tuple(ours)))
@@ -91,12 +111,12 @@ class Share:
     def at_work(self) -> dict[str, Path]:
         """The files in claims by the names they had in `in/`, and where they lie now."""
         claims = [c for c in listing(self.layout.work)[0] if c.hold]
-        files = [(c, name) for c in claims if c.path.is_dir() for name in (p.name for p in c.path.iterdir())]
-        return {f"{c.folder}/{name}".lstrip("/"): c.path / name for c, name in files}
+        files = [(c, name) for c in claims if c.path.is_dir() for name in c.path.names()]
+        return {f"{c.folder}/{name}".lstrip("/"): c.path.path / name for c, name in files}
 
     def error(self, name: str) -> dict[str, Any]:
         """A rejected job's error file."""
-        return json.loads((self.layout.failed / f"{name}.error.json").read_text())
+        return json.loads((self.failed / f"{name}.error.json").read_text())
 
     def run_once(self, engine: Any = None, **manners: Any) -> Snapshot:
         """Drain the share and return the counts."""

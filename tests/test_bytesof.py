@@ -14,6 +14,7 @@ import pytest
 from sam_poll import bytesof
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
 from sam_poll.fs import move_new, rename
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Everything, Job
 
 
@@ -29,15 +30,15 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_a_pictures_bytes_come_with_what_its_file_was(picture: Path) -> None:
-    data, seen = bytesof.read(picture)
+    data, seen = bytesof.read(SafePath.beside(picture))
     assert data == b"picture"
-    bytesof.check_unchanged(picture, seen)
+    bytesof.check_unchanged(SafePath.beside(picture), seen)
 
 
 def test_no_link_is_followed(tmp_path: Path, picture: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(picture)
     with pytest.raises(PictureError, match="cannot be read") as raised:
-        bytesof.read(tmp_path / "link.jpg")
+        bytesof.read(SafePath.at(tmp_path) / "link.jpg")
     assert raised.value.place == "link.jpg"
 
 
@@ -47,35 +48,35 @@ def test_a_folder_and_a_socket_are_no_pictures(tmp_path: Path) -> None:
         made.bind(os.path.relpath(tmp_path / "socket.jpg"))
     for name in ("folder.jpg", "socket.jpg"):
         with pytest.raises(PictureError, match="cannot be read"):
-            bytesof.read(tmp_path / name)
+            bytesof.read(SafePath.at(tmp_path) / name)
 
 
 def test_a_pipe_that_nobody_writes_into_holds_nothing_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(PictureError):
-        bytesof.read(tmp_path / "pipe.jpg")
+        bytesof.read(SafePath.at(tmp_path) / "pipe.jpg")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT, errno.ETIMEDOUT])
 def test_a_sick_share_is_not_the_pictures_fault(picture: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def sick(*args: Any) -> int:
+    def sick(*args: Any, **more: Any) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", sick)
     with pytest.raises(OSError, match=os.strerror(number)):
-        bytesof.read(picture)
+        bytesof.read(SafePath.beside(picture))
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
 def test_a_picture_that_may_not_be_read_ends_in_a_reason_and_a_remedy(
     picture: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def forbidden(*args: Any) -> int:
+    def forbidden(*args: Any, **more: Any) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(PictureError) as raised:
-        bytesof.read(picture)
+        bytesof.read(SafePath.beside(picture))
     assert raised.value.place == "dog.jpg"
     assert raised.value.remedy
 
@@ -85,13 +86,13 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate((2 << 30) + 1)  # a hole: it takes no room
     with pytest.raises(PictureError, match="2048 MiB"):
-        bytesof.read(path)
+        bytesof.read(SafePath.beside(path))
 
 
 @pytest.mark.parametrize("how", ["longer", "shorter", "same size", "replaced"])
 def test_whoever_writes_into_a_picture_after_it_was_opened_is_noticed(picture: Path, how: str) -> None:
     writer = picture.open("r+b")
-    _, seen = bytesof.read(picture)
+    _, seen = bytesof.read(SafePath.beside(picture))
     if how == "longer":
         writer.seek(0, os.SEEK_END)
         writer.write(b"!")
@@ -108,19 +109,19 @@ def test_whoever_writes_into_a_picture_after_it_was_opened_is_noticed(picture: P
         os.utime(other, ns=(0, seen[2]))
         other.replace(picture)
     with pytest.raises(ChangedError) as raised:
-        bytesof.check_unchanged(picture, seen)
+        bytesof.check_unchanged(SafePath.beside(picture), seen)
     assert (raised.value.place, raised.value.remedy) == ("dog.jpg", "copy it again")
 
 
 def test_a_picture_that_is_not_there_any_more_is_for_its_door_to_tell(picture: Path) -> None:
-    _, seen = bytesof.read(picture)
+    _, seen = bytesof.read(SafePath.beside(picture))
     picture.unlink()
-    bytesof.check_unchanged(picture, seen)
+    bytesof.check_unchanged(SafePath.beside(picture), seen)
 
 
 def test_reading_a_picture_does_not_change_it(picture: Path) -> None:
-    _, first = bytesof.read(picture)
-    _, second = bytesof.read(picture)
+    _, first = bytesof.read(SafePath.beside(picture))
+    _, second = bytesof.read(SafePath.beside(picture))
     assert first == second
 
 
@@ -146,14 +147,14 @@ def test_another_picture_than_the_one_that_is_meant_may_still_be_arriving(
     picture: Path, said: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UnfinishedError) as raised:
-        bytesof.check(job(picture, **said), b"picture")
+        bytesof.check(job(SafePath.beside(picture), **said), b"picture")
     assert reason in raised.value.reason
     assert raised.value.place == "dog.jpg"
     assert "mend the prompt" in (raised.value.remedy or "")
 
 
 def test_names_are_shown_with_odd_characters_escaped() -> None:
-    assert bytesof.name(job(Path("a\nb.jpg"))) == "a\\nb.jpg"
+    assert bytesof.name(job(SafePath.beside(Path("a\nb.jpg")))) == "a\\nb.jpg"
     assert bytesof.name(job(b"picture")) is None
 
 
@@ -165,16 +166,17 @@ def test_names_are_shown_with_odd_characters_escaped() -> None:
 def test_a_rename_that_has_happened_counts_whatever_the_server_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, folder: bool
 ) -> None:
+    root = SafePath.at(tmp_path)
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir() if folder else source.write_bytes(b"x")
-    really = Path.rename
+    really = SafePath.rename
 
-    def answer_lost(self: Path, to: Path) -> Path:
+    def answer_lost(self: SafePath, to: SafePath) -> None:
         really(self, to)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, "rename", answer_lost)
-    rename(source, target)
+    monkeypatch.setattr(SafePath, "rename", answer_lost)
+    rename(root / "a", root / "b")
     assert target.exists()
     assert not source.exists()
 
@@ -183,6 +185,7 @@ def test_a_rename_that_has_happened_counts_whatever_the_server_says(
 def test_a_rename_that_has_not_happened_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
+    root = SafePath.at(tmp_path)
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"x")
     if taken == "by another file":
@@ -190,12 +193,12 @@ def test_a_rename_that_has_not_happened_is_an_error(
     elif taken:
         target.hardlink_to(source)
 
-    def refused(self: Path, to: Path) -> Path:
+    def refused(self: SafePath, to: SafePath) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "rename", refused)
+    monkeypatch.setattr(SafePath, "rename", refused)
     with pytest.raises(OSError, match="Input/output"):
-        rename(source, target)
+        rename(root / "a", root / "b")
     assert source.read_bytes() == b"x"
 
 
@@ -203,28 +206,30 @@ def test_a_rename_that_has_not_happened_is_an_error(
 def test_a_rename_of_what_somebody_else_has_moved_is_not_counted_as_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
 ) -> None:
+    root = SafePath.at(tmp_path)
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"x")
     if taken:
         target.write_bytes(b"somebody else's")
-    really = Path.rename
+    really = SafePath.rename
 
-    def too_late(self: Path, to: Path) -> Path:
-        really(self, tmp_path / "c")
-        return really(self, to)
+    def too_late(self: SafePath, to: SafePath) -> None:
+        really(self, root / "c")
+        really(self, to)
 
-    monkeypatch.setattr(Path, "rename", too_late)
+    monkeypatch.setattr(SafePath, "rename", too_late)
     with pytest.raises(FileNotFoundError):
-        rename(source, target)
+        rename(root / "a", root / "b")
 
 
 def test_a_move_never_overwrites_and_makes_its_folder(tmp_path: Path) -> None:
+    root = SafePath.at(tmp_path)
     source, target = tmp_path / "a", tmp_path / "new" / "deep" / "b"
     source.write_bytes(b"x")
-    move_new(source, target)
+    move_new(root / "a", root / "new/deep/b")
     source.write_bytes(b"y")
     with pytest.raises(FileExistsError):
-        move_new(source, target)
+        move_new(root / "a", root / "new/deep/b")
     assert (source.read_bytes(), target.read_bytes()) == (b"y", b"x")
     with pytest.raises(FileNotFoundError):
-        move_new(tmp_path / "gone", tmp_path / "elsewhere" / "b")
+        move_new(root / "gone", root / "elsewhere/b")

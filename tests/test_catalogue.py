@@ -23,6 +23,7 @@ from sam_poll import bytesof, images, prompts
 from sam_poll.engines.fake import FakeEngine
 from tests.catalogue import FAMILIES, PROMPT, SPARSE, Case, answered, jpeg, not_understood, refused, sparse
 from tests.conftest import Share, wait_until
+from tools import audited
 
 HEALTHY = Case("healthy", "answered", {"healthy.jpg": jpeg(), "healthy.json": PROMPT}, "healthy")
 SMALL = 10_000_000  # files up to this size are compared byte by byte
@@ -41,11 +42,11 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         _touched.append((event, str(args[0]), True))
     elif event in _WRITES or event in ("open", "os.listdir", "os.scandir", "os.utime"):
         writes = event in _WRITES or (event == "open" and bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
-        for path in args[: 2 if event in ("os.rename", "os.link") else 1]:
-            if isinstance(path, (str, bytes, os.PathLike)):
-                _touched.append((event, str(Path(os.fsdecode(path)).absolute()), writes))
+        for path in audited.paths(event, args):
+            _touched.append((event, path, writes))
 
 
+audited.begin()
 sys.addaudithook(_hook)
 
 
@@ -87,7 +88,7 @@ class Drained:
     def drop(self, *cases: Case) -> None:
         for case in cases:
             for name, body in case.files.items():
-                path = self.share.layout.input / name
+                path = self.share.input / name
                 if isinstance(body, bytes):
                     path.write_bytes(body)
                 else:
@@ -105,7 +106,7 @@ class Drained:
 
     def report(self, prompt: str) -> dict[str, Any]:
         """The error file of the job with this prompt; there must be exactly one."""
-        reports = (json.loads(p.read_bytes()) for p in self.share.layout.failed.rglob("*.error.json"))
+        reports = (json.loads(p.read_bytes()) for p in self.share.failed.rglob("*.error.json"))
         (found,) = [report for report in reports if prompt in report["files"]]
         return found
 
@@ -147,7 +148,7 @@ def check_untouched(case: Case, drained: Drained, folder: str) -> None:
 
 def check_answered(case: Case, drained: Drained) -> None:
     check_untouched(case, drained, "done")
-    body = (drained.share.layout.output / f"{case.stem}.mask.png").read_bytes()
+    body = (drained.share.output / f"{case.stem}.mask.png").read_bytes()
     mask = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
     assert case.size is None or mask.shape == case.size[::-1]
 
@@ -162,7 +163,7 @@ def check_rejected(case: Case, drained: Drained) -> None:
     assert all(text.isprintable() for text in told), told
     for words in case.says:
         assert words in " | ".join(told)
-    assert not list(drained.share.layout.output.glob(f"{glob_safe(case.stem)}.*"))
+    assert not list(drained.share.output.glob(f"{glob_safe(case.stem)}.*"))
 
 
 def glob_safe(text: str) -> str:
@@ -171,7 +172,7 @@ def glob_safe(text: str) -> str:
 
 def check_left(case: Case, drained: Drained) -> None:
     for name in case.files:
-        assert identity(drained.share.layout.input / name) == drained.before[name], name
+        assert identity(drained.share.input / name) == drained.before[name], name
 
 
 def cases(family: str) -> Any:
@@ -239,7 +240,7 @@ def test_nothing_outside_the_share_is_touched_and_nothing_started(
 
 @families
 def test_nothing_stays_in_work(family: str, drained: Callable[[str], Drained]) -> None:
-    left = [p for p in drained(family).share.layout.work.rglob("*") if not p.is_dir()]
+    left = [p for p in drained(family).share.work.rglob("*") if not p.is_dir()]
     assert [p for p in left if not p.name.startswith(".sam_poll-")] == []
 
 
@@ -285,16 +286,16 @@ UNREADABLE = [
 @pytest.mark.parametrize("case", UNREADABLE, ids=lambda case: case.name)
 def test_what_may_not_be_read_ends_in_its_reason_and_stops_nobody(case: Case, ordinary_user: Drained) -> None:
     ordinary_user.drop(case, HEALTHY)
-    locked = ordinary_user.share.layout.input / f"{case.stem}{'.jpg' if case.code == 'picture' else '.json'}"
+    locked = ordinary_user.share.input / f"{case.stem}{'.jpg' if case.code == 'picture' else '.json'}"
     locked.chmod(0)
     ordinary_user.drain()
-    (ordinary_user.share.layout.failed / locked.name).chmod(0o600)
+    (ordinary_user.share.failed / locked.name).chmod(0o600)
     check(case, ordinary_user)
     check(HEALTHY, ordinary_user)
 
 
 def test_a_folder_that_may_not_be_read_stops_nobody(ordinary_user: Drained) -> None:
-    locked = ordinary_user.share.layout.input / "locked"
+    locked = ordinary_user.share.input / "locked"
     locked.mkdir(mode=0)
     ordinary_user.drop(HEALTHY)
     ordinary_user.drain()
@@ -314,7 +315,7 @@ CUT = refused("a picture that is emptied after the claim", jpeg(), "empty", "cop
 def test_a_picture_that_changes_after_the_claim_is_read_again(alone: Drained, monkeypatch: pytest.MonkeyPatch) -> None:
     alone.drop(CHANGED, HEALTHY)
     decode, changed = images.decode, []
-    with (alone.share.layout.input / f"{CHANGED.stem}.jpg").open("ab") as writer:
+    with (alone.share.input / f"{CHANGED.stem}.jpg").open("ab") as writer:
 
         def and_then_it_grows(data: bytes, **how: Any) -> Any:
             if data == jpeg() and not changed:
@@ -326,7 +327,7 @@ def test_a_picture_that_changes_after_the_claim_is_read_again(alone: Drained, mo
         alone.drain()
     assert changed
     assert images.decode(jpeg() + b"more").digest in alone.engine.encoded
-    assert (alone.share.layout.done / f"{CHANGED.stem}.jpg").read_bytes() == jpeg() + b"more"
+    assert (alone.share.done / f"{CHANGED.stem}.jpg").read_bytes() == jpeg() + b"more"
     assert len(alone.share.tree("output")) == 2
 
 
@@ -335,7 +336,7 @@ def test_a_picture_that_is_emptied_after_the_claim_ends_in_its_reason(
 ) -> None:
     alone.drop(CUT)
     read = bytesof.read
-    with (alone.share.layout.input / f"{CUT.stem}.jpg").open("r+b") as writer:
+    with (alone.share.input / f"{CUT.stem}.jpg").open("r+b") as writer:
 
         def emptied_before(path: Path) -> Any:
             writer.truncate(0)
@@ -366,7 +367,7 @@ def test_a_prompt_replaced_while_running_is_a_job_of_its_own(alone: Drained) -> 
         gate.set()
         run.join(30)
     assert not run.is_alive()
-    done = {n: (alone.share.layout.done / n).read_bytes() for n in alone.share.tree("done")}
+    done = {n: (alone.share.done / n).read_bytes() for n in alone.share.tree("done")}
     assert sorted(body for n, body in done.items() if n.endswith(".json")) == sorted([PROMPT, later])
     assert alone.share.tree("failed") == alone.share.tree("input") == []
     check(Case("the first", "answered", {f"{REPLACED.stem}.jpg": jpeg(), name: PROMPT}, REPLACED.stem), alone)
@@ -386,7 +387,7 @@ def test_a_prompt_of_100_mb_costs_neither_the_time_nor_the_memory_of_reading_it(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (alone.share.layout.failed / "100-MB.json").stat().st_size == SPARSE
+    assert (alone.share.failed / "100-MB.json").stat().st_size == SPARSE
     assert sizes
     assert max(sizes) <= prompts.MAX_BYTES + 1
     assert peak < SPARSE / 4

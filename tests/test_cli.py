@@ -47,7 +47,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch_once(share: Share, *more: object) -> Run:
-    return Run("watch", share.layout.input, "--once", "-m", "fake", *more)
+    return Run("watch", share.input, "--once", "-m", "fake", *more)
 
 
 # ── watch ──
@@ -58,7 +58,7 @@ def test_watch_once_drains_and_ends_with_0(share: Share) -> None:
     assert watch_once(share, "-f", "mask", "-f", "opex", "-f", "overlay", "-f", "cvat").code == ExitCode.OK
     suffixes = (".cvat.xml", ".mask.png", ".opex.json", ".overlay.jpg")
     assert share.tree("output") == [f"cam1/dog{suffix}" for suffix in suffixes]
-    assert b'name="done/cam1/dog.jpg"' in (share.layout.output / "cam1/dog.cvat.xml").read_bytes()
+    assert b'name="done/cam1/dog.jpg"' in (share.output / "cam1/dog.cvat.xml").read_bytes()
 
 
 def test_watch_once_with_a_rejected_job_ends_with_3(share: Share) -> None:
@@ -69,11 +69,11 @@ def test_watch_once_with_a_rejected_job_ends_with_3(share: Share) -> None:
 def test_out_may_be_given_and_settings_come_from_a_file(share: Share, tmp_path: Path) -> None:
     share.pair("dog")
     config = tmp_path / "c.yaml"
-    config.write_text(f"input: {share.layout.input}\nmodel: fake\nformats: [opex]\nwatch: {{settle_s: 0}}\n")
+    config.write_text(f"input: {share.input}\nmodel: fake\nformats: [opex]\nwatch: {{settle_s: 0}}\n")
     assert Run("watch", "--once", "-c", config).code == ExitCode.OK
     assert share.tree("output") == ["dog.opex.json"]
     share.pair("cat")
-    assert Run("watch", share.layout.input, share.root / "elsewhere", "--once", "-c", config).code == ExitCode.OK
+    assert Run("watch", share.input, share.root / "elsewhere", "--once", "-c", config).code == ExitCode.OK
     assert (share.root / "elsewhere" / "cat.opex.json").is_file()
 
 
@@ -89,7 +89,7 @@ def test_an_unknown_flag_ends_with_2() -> None:
 
 def test_bad_settings_end_with_78_and_name_line_and_key(share: Share, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text(f"input: {share.layout.input}\nwatch:\n  mod: poll\n")
+    config.write_text(f"input: {share.input}\nwatch:\n  mod: poll\n")
     run = Run("watch", "-c", config)
     assert run.code == ExitCode.SETTINGS
     assert "line 3" in run.err
@@ -99,7 +99,7 @@ def test_bad_settings_end_with_78_and_name_line_and_key(share: Share, tmp_path: 
 @pytest.mark.parametrize("folder", ["output", "done", "failed", "work"])
 def test_folders_inside_input_are_refused_with_78(share: Share, tmp_path: Path, folder: str) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text(f"input: {share.layout.input}\n{folder}: {share.layout.input}/x\n")
+    config.write_text(f"input: {share.input}\n{folder}: {share.input}/x\n")
     assert Run("watch", "-c", config).code == ExitCode.SETTINGS
 
 
@@ -110,7 +110,7 @@ def test_a_missing_share_ends_with_75(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_ends_with_4_and_names_the_known_ones(share: Share) -> None:
-    run = Run("watch", share.layout.input, "--once", "-m", "sam3_gigantic")
+    run = Run("watch", share.input, "--once", "-m", "sam3_gigantic")
     assert run.code == ExitCode.MODEL
     assert "sam2.1_hiera_tiny" in run.err
 
@@ -119,7 +119,7 @@ def test_a_model_that_is_not_downloaded_ends_with_4_and_says_how_to_get_it(
     share: Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAM_POLL_CACHE", str(tmp_path / "cache"))
-    run = Run("watch", share.layout.input, "--once", "-m", "sam2.1_hiera_tiny")
+    run = Run("watch", share.input, "--once", "-m", "sam2.1_hiera_tiny")
     assert run.code == ExitCode.MODEL
     assert "sam-poll models download sam2.1_hiera_tiny" in run.err
 
@@ -159,7 +159,7 @@ def test_a_surprise_ends_with_1_one_line_and_a_file_for_the_report(
 
 
 def daemon(share: Share, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", *more]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.input), "-m", "fake", *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=share.root)
 
 
@@ -280,11 +280,11 @@ def test_an_output_that_cannot_be_written_is_said_and_not_tried_for_ever(picture
 
 def test_check_passes_what_is_right_and_names_what_is_wrong(share: Share, tmp_path: Path) -> None:
     share.pair("good")
-    assert Run("check", share.layout.input).code == ExitCode.OK
+    assert Run("check", share.input).code == ExitCode.OK
     share.drop("outside.json", {"box": {"x0": 500, "y0": 500, "x1": 900, "y1": 900}})
     share.drop("outside.jpg", picture_bytes())
     share.drop("broken.prompt", "{")
-    run = Run("check", share.layout.input)
+    run = Run("check", share.input)
     assert run.code == ExitCode.FAILED_JOBS
     assert "outside.json" in run.out
     assert "broken.prompt" in run.out
@@ -300,19 +300,19 @@ def test_check_lets_a_picture_be_large_where_a_mosaic_is_asked_for(share: Share)
         with rasterio.open(path, "w", **profile, **sparse):
             pass
         share.drop(f"{stem}.json", prompt)
-    run = Run("check", share.layout.input)
+    run = Run("check", share.input)
     assert run.code == ExitCode.FAILED_JOBS
     assert "ortho" not in run.out
     assert "ask for a mosaic" in " ".join(run.out.split())
-    assert Run("check", share.layout.input / "ortho.tif").code == ExitCode.OK
-    (share.layout.input / "ortho.tif").write_bytes(b"II*\0")
-    assert "ortho.tif" in Run("check", share.layout.input).out
+    assert Run("check", share.input / "ortho.tif").code == ExitCode.OK
+    (share.input / "ortho.tif").write_bytes(b"II*\0")
+    assert "ortho.tif" in Run("check", share.input).out
 
 
 def test_check_looks_into_annotations_as_the_folder_would(share: Share, tmp_path: Path) -> None:
     share.drop("fine.xml", xml(("dog.jpg", BOXED)))
     share.drop("cam1/far.xml", xml(("a.jpg", BOXED), ("cat.jpg", BOXED.replace("50", "500"))))
-    run = Run("check", share.layout.input)
+    run = Run("check", share.input)
     assert run.code == ExitCode.FAILED_JOBS
     assert "1 fine, 1 wrong" in run.err
     assert "cam1/far.xml" in run.out
@@ -345,53 +345,53 @@ def test_schema_is_json_schema() -> None:
 def test_status_counts_and_retry_puts_back(share: Share) -> None:
     share.pair("dog", prompt={"box": 1})
     watch_once(share)
-    report = json.loads(Run("status", share.layout.input, "--json").out)
+    report = json.loads(Run("status", share.input, "--json").out)
     assert report["failed"] == {"pictures": 1, "prompts": 1, "other": 0, "errors": 1}
     assert report["work"] == {"pictures": 0, "prompts": 0, "other": 0}
-    assert "nothing waits" in Run("status", share.layout.input).out
-    run = Run("retry", "--in", share.layout.input)
+    assert "nothing waits" in Run("status", share.input).out
+    run = Run("retry", "--in", share.input)
     assert run.code == 0
     assert "dog" in run.out
     assert share.tree("input") == ["dog.jpg", "dog.json"]
-    assert "waiting longest: dog.j" in Run("status", share.layout.input).out
+    assert "waiting longest: dog.j" in Run("status", share.input).out
 
 
 def test_status_shows_the_daemons_at_work_and_what_they_count(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no daemon works here" in Run("status", share.layout.input).out
+    assert "no daemon works here" in Run("status", share.input).out
     monkeypatch.setenv("SAM_POLL_LEASE_S", "2")
 
     def worker() -> dict[str, Any]:
-        workers = json.loads(Run("status", share.layout.input, "--json").out)["workers"]
+        workers = json.loads(Run("status", share.input, "--json").out)["workers"]
         return workers[0] if workers else {}
 
     with daemon(share) as process:
         share.pair("dog")
         wait_until(lambda: worker().get("answered") == 1, 60)
         assert (worker()["pid"], worker()["model"], worker()["alive"]) == (process.pid, "fake", True)
-        (line,) = [line for line in Run("status", share.layout.input).out.splitlines() if worker()["worker"] in line]
+        (line,) = [line for line in Run("status", share.input).out.splitlines() if worker()["worker"] in line]
         assert line.rstrip().endswith("s ago")
         assert " fake " in line
         process.kill()
         process.communicate(timeout=60)
     assert worker()["alive"] is False
-    assert "dead, " in Run("status", share.layout.input).out
+    assert "dead, " in Run("status", share.input).out
 
 
 def test_status_names_alarms_of_the_living_only_and_ends_with_0(share: Share) -> None:
     signs = Signs()
     signs.alarms.raise_("output", "No space left on device\x1b[2J")
     with FolderDoor(share.layout, Manners(lease_s=2.0, events=False), alarms=signs.alarms, state=signs.state) as door:
-        run = Run("status", share.layout.input)
-        report = json.loads(Run("status", share.layout.input, "--json").out)
-        (entry,) = share.layout.work.glob("*worker*")
+        run = Run("status", share.input)
+        report = json.loads(Run("status", share.input, "--json").out)
+        (entry,) = share.work.glob("*worker*")
         left_behind = entry.read_bytes()
     assert run.code == ExitCode.OK
     assert f"alarm (output) of {door.worker}: No space left on device\\x1b[2J, for 0 s" in run.out
     ((worker, kind),) = [(alarm["worker"], alarm["kind"]) for alarm in report["alarms"]]
     assert (worker, kind) == (door.worker, "output")
     entry.write_bytes(left_behind)
-    assert json.loads(Run("status", share.layout.input, "--json").out)["alarms"] == []
-    assert "alarm (" not in Run("status", share.layout.input).out
+    assert json.loads(Run("status", share.input, "--json").out)["alarms"] == []
+    assert "alarm (" not in Run("status", share.input).out
 
 
 def test_status_of_a_share_that_is_not_there_ends_with_75(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_merge_joins_the_cvat_files_of_a_folder(share: Share, tmp_path: Path) ->
     share.pair("cam2/b")
     watch_once(share, "-f", "cvat")
     target = tmp_path / "task.xml"
-    assert Run("merge", share.layout.output, "--format", "cvat", "-o", target).code == ExitCode.OK
+    assert Run("merge", share.output, "--format", "cvat", "-o", target).code == ExitCode.OK
     text = target.read_text()
     assert text.count("<image ") == 2
     assert 'name="done/cam1/a.jpg"' in text
@@ -415,7 +415,7 @@ def test_merge_makes_one_file_of_each_format_that_can_be_merged(share: Share, tm
     watch_once(share, "-f", "cvat", "-f", "coco", "-f", "yolo")
     for kind, start in (("cvat", b"<?xml"), ("coco", b"{"), ("yolo", b"PK")):
         target = tmp_path / f"task.{kind}"
-        assert Run("merge", share.layout.output, "--format", kind, "-o", target).code == ExitCode.OK
+        assert Run("merge", share.output, "--format", kind, "-o", target).code == ExitCode.OK
         assert target.read_bytes().startswith(start)
 
 
@@ -423,10 +423,10 @@ def test_merge_makes_one_file_of_each_format_that_can_be_merged(share: Share, tm
 def test_merging_twice_into_the_folder_itself_doubles_nothing(share: Share, kind: str, file: str) -> None:
     share.pair("cam1/dog")
     watch_once(share, "-f", kind)
-    target = share.layout.output / file
+    target = share.output / file
     written = set()
     for _ in range(2):
-        assert Run("merge", share.layout.output, "--format", kind, "-o", target).code == ExitCode.OK
+        assert Run("merge", share.output, "--format", kind, "-o", target).code == ExitCode.OK
         written.add(target.read_bytes())
     assert len(written) == 1
 
@@ -434,14 +434,14 @@ def test_merging_twice_into_the_folder_itself_doubles_nothing(share: Share, kind
 def test_merge_names_the_format_that_is_missing(share: Share, tmp_path: Path) -> None:
     share.pair("a")
     watch_once(share, "-f", "cvat")
-    run = Run("merge", share.layout.output, "--format", "coco", "-o", tmp_path / "x.json")
+    run = Run("merge", share.output, "--format", "coco", "-o", tmp_path / "x.json")
     assert run.code == ExitCode.USAGE
     assert "add `coco` to `formats`" in run.err
 
 
 def test_merge_without_anything_to_merge_or_in_an_unknown_format_ends_with_2(share: Share, tmp_path: Path) -> None:
-    assert Run("merge", share.layout.input, "-o", tmp_path / "x.xml").code == ExitCode.USAGE
-    assert Run("merge", share.layout.input, "--format", "voc", "-o", tmp_path / "x.xml").code == ExitCode.USAGE
+    assert Run("merge", share.input, "-o", tmp_path / "x.xml").code == ExitCode.USAGE
+    assert Run("merge", share.input, "--format", "voc", "-o", tmp_path / "x.xml").code == ExitCode.USAGE
     assert Run("merge", tmp_path / "none", "-o", tmp_path / "x.xml").code == ExitCode.USAGE
 
 
@@ -449,7 +449,7 @@ def test_what_the_system_refuses_is_said_in_one_line(share: Share, tmp_path: Pat
     share.pair("a")
     watch_once(share, "-f", "cvat")
     (tmp_path / "file").write_text("x")
-    run = Run("merge", share.layout.output, "-o", tmp_path / "file" / "x.xml")
+    run = Run("merge", share.output, "-o", tmp_path / "file" / "x.xml")
     assert run.code == ExitCode.SHARE
     assert "file" in run.err
     assert "bug" not in run.err

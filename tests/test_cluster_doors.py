@@ -96,7 +96,7 @@ def worker(share: Share, server: Server, engine: Any = None, **manners: Any) -> 
 
 def move_in(share: Share, stem: str, seed: int = 0) -> None:
     """A pair, each file whole in the moment it is seen, for those who look while it comes."""
-    (share.layout.input / stem).parent.mkdir(parents=True, exist_ok=True)
+    (share.input / stem).parent.mkdir(parents=True, exist_ok=True)
     share.move_in(f"{stem}.jpg", picture_bytes(seed=seed))
     share.move_in(f"{stem}.json", BOX)
 
@@ -135,7 +135,7 @@ class TestWorkerDoor(DoorContract):
             yield door
 
     def answers(self, door: WorkerDoor) -> dict[str, bytes]:
-        return {name: (self.share.layout.output / name).read_bytes() for name in self.share.tree("output")}
+        return {name: (self.share.output / name).read_bytes() for name in self.share.tree("output")}
 
     def refusals(self, door: WorkerDoor) -> dict[str, str]:
         errors = [name[: -len(".error.json")] for name in self.share.tree("failed") if name.endswith(".error.json")]

@@ -18,7 +18,7 @@ from sam_poll.doors.redis_link import Link, Trouble, of
 from tests.conftest import wait_until
 from tests.redis_server import Server
 
-LAYOUT = Layout(*(Path("/share") / n for n in ("in", "work", "out", "done", "failed")))
+LAYOUT = Layout.below(Path("/share"))
 
 
 @pytest.fixture

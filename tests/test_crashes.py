@@ -57,10 +57,10 @@ def fill(share: Share) -> None:
 def picture_of(share: Share) -> dict[str, object]:
     """What a share looks like, without times."""
     trees = {folder: share.tree(folder) for folder in ("input", "work", "done", "failed", "output")}
-    bodies = {n: (share.layout.output / n).read_bytes() for n in trees["output"]}
-    roots = [(share.layout.done, trees["done"]), (share.layout.failed, trees["failed"])]
+    bodies = {n: (share.output / n).read_bytes() for n in trees["output"]}
+    roots = [(share.done, trees["done"]), (share.failed, trees["failed"])]
     inputs = [(n, (root / n).read_bytes()) for root, names in roots for n in names if not n.endswith(".error.json")]
-    names = [p.name for p in share.layout.work.iterdir()]
+    names = [p.name for p in share.work.iterdir()]
     claims = [n for n in names if n.startswith(".") and not n.startswith(".sam_poll-")]
     return {**trees, "bodies": bodies, "inputs": inputs, "claims": claims}
 

@@ -90,7 +90,7 @@ def test_what_is_written_is_answered_by_the_daemon(share: Share, tmp_path: Path)
     picture(tmp_path / "pics/cam1/dog.jpg")
     picture(tmp_path / "pics/cam1/dog.png", 1)
     file = xml(tmp_path / "a.xml", ("cam1/dog.jpg", BOX), ("cam1/dog.png", BOX))
-    assert Run(file, "--images", tmp_path / "pics", "-o", share.layout.input).code == ExitCode.OK
+    assert Run(file, "--images", tmp_path / "pics", "-o", share.input).code == ExitCode.OK
     snapshot = share.run_once()
     assert (snapshot.answered, snapshot.rejected) == (2, 0)
     assert share.tree("output") == ["cam1/dog.jpg.mask.png", "cam1/dog.png.mask.png"]
@@ -100,7 +100,7 @@ def test_a_picture_in_done_is_not_copied_and_its_lone_prompt_is_answered(share: 
     share.pair("cam1/dog")
     share.run_once()
     file = xml(tmp_path / "a.xml", ("done/cam1/dog.jpg", BOX.replace("dog", "second")))
-    run = Run(file, "--images", share.root, "-o", share.layout.input)
+    run = Run(file, "--images", share.root, "-o", share.input)
     assert run.code == ExitCode.OK, run.text
     # The name of the first prompt is taken in done/, not in in/.
     assert share.tree("input") == ["cam1/dog.json"]
@@ -111,7 +111,7 @@ def test_a_picture_in_done_is_not_copied_and_its_lone_prompt_is_answered(share: 
 def test_running_it_again_changes_nothing_before_and_after_the_daemon(share: Share, tmp_path: Path) -> None:
     picture(tmp_path / "pics/cam1/dog.jpg")
     file = xml(tmp_path / "a.xml", ("cam1/dog.jpg", BOX))
-    arguments = (file, "--images", tmp_path / "pics", "-o", share.layout.input)
+    arguments = (file, "--images", tmp_path / "pics", "-o", share.input)
     Run(*arguments)
     before = stamps(share.root)
     again = Run(*arguments)
@@ -129,7 +129,7 @@ def test_running_it_again_changes_nothing_before_and_after_the_daemon(share: Sha
 def test_what_a_daemon_is_answering_is_not_asked_again(share: Share, tmp_path: Path) -> None:
     picture(tmp_path / "pics/cam1/dog.jpg")
     file = xml(tmp_path / "a.xml", ("cam1/dog.jpg", BOX))
-    arguments = (file, "--images", tmp_path / "pics", "-o", share.layout.input)
+    arguments = (file, "--images", tmp_path / "pics", "-o", share.input)
     Run(*arguments)
     with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
         jobs = door.jobs(threading.Event())
@@ -145,7 +145,7 @@ def test_what_a_daemon_is_answering_is_not_asked_again(share: Share, tmp_path: P
 def test_what_was_answered_is_asked_again_when_picture_or_boxes_are_others(share: Share, tmp_path: Path) -> None:
     picture(tmp_path / "pics/dog.jpg")
     file = xml(tmp_path / "a.xml", ("dog.jpg", BOX))
-    arguments = (file, "--images", tmp_path / "pics", "-o", share.layout.input)
+    arguments = (file, "--images", tmp_path / "pics", "-o", share.input)
     Run(*arguments)
     share.run_once()
     picture(tmp_path / "pics/dog.jpg", seed=5)
@@ -292,7 +292,7 @@ def test_a_lone_prompt_is_not_written_where_the_daemon_would_take_another_pictur
     for name in ("done/a.jpg", "done/a~2.jpg", "done/b.jpg", "in/b.jpg"):
         picture(share.root / name)
     file = xml(tmp_path / "a.xml", ("done/a.jpg", BOX), ("done/a~2.jpg", BOX), ("done/b.jpg", BOX))
-    run = Run(file, "--images", share.root, "-o", share.layout.input)
+    run = Run(file, "--images", share.root, "-o", share.input)
     assert run.code == ExitCode.FAILED_JOBS
     assert share.tree("input") == ["a~2.json", "b.jpg"]
     assert "another picture would be taken for it: done/a~2.jpg" in run.text

@@ -67,7 +67,7 @@ def proved(share: Share) -> Share:
 
 
 def settings_for(place: Share, **flags: Any) -> Settings:
-    return load(None, env={}, flags={"input": place.layout.input, "model": "demo", **flags})
+    return load(None, env={}, flags={"input": place.layout.input.path, "model": "demo", **flags})
 
 
 def everything_below(root: Path) -> list[tuple[str, int]]:
@@ -115,7 +115,7 @@ def test_what_cannot_be_found_out_hides_nothing_else(proved: Share, monkeypatch:
         raise KeyError("unforeseen")
 
     monkeypatch.setattr(machine, "packages", falls_over)
-    done = run.examine(run.Wishes(share=proved.layout.input, flags={"model": "demo"}))
+    done = run.examine(run.Wishes(share=proved.layout.input.path, flags={"model": "demo"}))
     assert "unforeseen" in the(done.findings, "system").what
     assert {"settings", "model", "share"} <= {f.section for f in done.findings}
     assert exit_code(done.findings) is ExitCode.OK
@@ -190,7 +190,7 @@ def test_errors_travel_between_processes_with_their_kind(kind: type[SamPollError
 @pytest.mark.usefixtures("no_trial")
 def test_an_unknown_key_is_a_problem_with_its_line_and_the_rest_is_looked_at(proved: Share) -> None:
     Path("config.yaml").write_text("model: demo\nmodle: demo\n")
-    done = run.examine(run.Wishes(share=proved.layout.input, flags={"model": "demo"}))
+    done = run.examine(run.Wishes(share=proved.layout.input.path, flags={"model": "demo"}))
     problem = the(done.findings, "file")
     assert problem.level == "problem"
     assert "line 2" in (problem.where or "")

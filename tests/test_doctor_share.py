@@ -31,7 +31,7 @@ def proved(share: Share) -> Share:
 
 
 def settings_for(place: Share, **flags: Any) -> Settings:
-    return load(None, env={}, flags={"input": place.layout.input, "model": "demo", **flags})
+    return load(None, env={}, flags={"input": place.layout.input.path, "model": "demo", **flags})
 
 
 def test_a_share_as_it_should_be_has_only_good_findings(proved: Share) -> None:
@@ -42,8 +42,8 @@ def test_a_share_as_it_should_be_has_only_good_findings(proved: Share) -> None:
 
 
 def test_a_share_is_named_by_its_input_folder_or_the_one_above(proved: Share) -> None:
-    assert share.input_of(proved.root) == proved.layout.input
-    assert share.input_of(proved.layout.input) == proved.layout.input
+    assert share.input_of(proved.root) == proved.layout.input.path
+    assert share.input_of(proved.layout.input.path) == proved.layout.input.path
     assert share.input_of(proved.root / "nothing") == proved.root / "nothing"
 
 
@@ -51,7 +51,7 @@ def test_folders_that_are_missing_are_not_made(tmp_path: Path) -> None:
     bare = Share(tmp_path / "bare")
     found = share.look(settings_for(bare))
     assert [p.name for p in bare.root.iterdir()] == ["in"]
-    assert list(bare.layout.input.iterdir()) == []
+    assert list(bare.layout.input.path.iterdir()) == []
     assert "work, output, done, failed" in the(found, "folders").what.replace("not made yet: ", "")
     assert {f.level for f in found if f.name in ("folders", "rename")} == {"ok"}
 
@@ -69,10 +69,10 @@ def refuse(monkeypatch: pytest.MonkeyPatch, method: str, number: int, where: Cal
 
 
 def test_a_share_that_cannot_be_written_to_is_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: path.parent == proved.layout.input)
+    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: path.parent == proved.layout.input.path)
     found = share.look(settings_for(proved))
     problem = the(found, "rename")
-    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input))
+    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input.path))
     assert "Read-only" in problem.what
     assert about(found, "daemons"), "the looks after it are still made"
 
@@ -83,14 +83,14 @@ def test_a_mount_without_writing_is_named(proved: Share, monkeypatch: pytest.Mon
     class ReadOnly:
         f_flag, f_files, f_favail = os.ST_RDONLY, 1, 1
 
-    monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly if path == proved.layout.output else real(path))
+    monkeypatch.setattr(os, "statvfs", lambda path: ReadOnly if path == proved.layout.output.path else real(path))
     problem = the(share.look(settings_for(proved)), "file system")
     assert problem.exit_code is ExitCode.SHARE
     assert "read-only: output" in problem.what
 
 
 def test_folders_on_different_file_systems_are_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output)
+    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output.path)
     problem = the(share.look(settings_for(proved)), "rename")
     assert problem.exit_code is ExitCode.SHARE
     assert "different file systems" in problem.what
@@ -324,7 +324,7 @@ def test_a_proof_that_renames_the_clocks_probe_away_costs_another_try_and_no_fin
     def stolen(self: Path, data: bytes) -> int:
         size = real(self, data)
         if next(thief, False):
-            self.rename(proved.layout.work / self.name)
+            self.rename(proved.layout.work.path / self.name)
         return size
 
     monkeypatch.setattr(Path, "write_bytes", stolen)
@@ -337,7 +337,7 @@ def test_a_sentinel_of_another_user_that_may_not_be_read_is_a_problem(
 ) -> None:
     refuse(monkeypatch, "read_bytes", errno.EACCES, lambda path: path.name == SENTINEL)
     problem = the(share.look(settings_for(proved)), "rename")
-    assert (problem.level, problem.where) == ("problem", str(proved.layout.work / SENTINEL))
+    assert (problem.level, problem.where) == ("problem", str(proved.layout.work.path / SENTINEL))
     assert "runs as user" in (problem.remedy or "")
 
 
@@ -345,9 +345,9 @@ def test_a_folder_that_this_user_may_not_read_is_a_problem_though_a_file_travels
     proved: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != proved.layout.input and real(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != proved.layout.input.path and real(path, mode))
     problem = the(share.look(settings_for(proved)), "input")
-    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input))
+    assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input.path))
 
 
 def test_a_folder_that_may_not_be_written_to_is_a_problem_before_the_others_are_made(

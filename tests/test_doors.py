@@ -26,10 +26,10 @@ class TestFolderDoor(DoorContract):
             yield door
 
     def answers(self, door: Any) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in door.layout.output.iterdir()}
+        return {p.name: p.read_bytes() for p in door.layout.output.path.iterdir()}
 
     def refusals(self, door: Any) -> dict[str, str]:
-        errors = (json.loads(p.read_text()) for p in door.layout.failed.glob("*.error.json"))
+        errors = (json.loads(p.read_text()) for p in door.layout.failed.path.glob("*.error.json"))
         return {error["job"]: error["reason"] for error in errors}
 
     def test_a_released_job_is_handed_out_again(self, door: Any) -> None:

@@ -133,8 +133,8 @@ def test_two_processes_answer_every_job_once_and_as_one_would(share: Share, tmp_
     alone.run_once()
     names = share.tree("output")
     assert names == alone.tree("output")
-    assert [(share.layout.output / n).read_bytes() for n in names] == [
-        (alone.layout.output / n).read_bytes() for n in names
+    assert [(share.output / n).read_bytes() for n in names] == [
+        (alone.layout.output.path / n).read_bytes() for n in names
     ]
     assert (share.tree("input"), share.tree("work")) == ([], [])
 
@@ -316,7 +316,7 @@ def test_a_process_that_hangs_is_killed_at_the_end_and_its_jobs_go_back_unblamed
 
 
 def test_the_processes_end_with_the_one_that_started_them(share: Share) -> None:
-    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", "--log", "text"]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.input), "-m", "fake", "--log", "text"]
     env = {**os.environ, "SAM_POLL_DEVICES": "cpu,cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as daemon:
         try:

@@ -22,6 +22,7 @@ from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError, ExitCode, ShareError
 from sam_poll.fs import Whole
 from sam_poll.images import decode
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Document
 from tests.conftest import BOX, Daemon, Share, make_pipeline, picture_bytes, wait_until
 
@@ -33,14 +34,14 @@ def test_a_pair_is_answered_and_its_inputs_move_to_done(share: Share) -> None:
     assert share.tree("output") == ["cam1/dog.mask.png"]
     assert share.tree("done") == ["cam1/dog.jpg", "cam1/dog.json"]
     assert share.tree("input") == share.tree("work") == share.tree("failed") == []
-    assert set(cv2.imread(str(share.layout.output / "cam1/dog.mask.png"), 0).flat) == {0, 255}
+    assert set(cv2.imread(str(share.output / "cam1/dog.mask.png"), 0).flat) == {0, 255}
 
 
 def test_inputs_travel_unchanged(share: Share) -> None:
     share.pair("dog")
-    before = {n: (share.layout.input / n).read_bytes() for n in share.tree("input")}
+    before = {n: (share.input / n).read_bytes() for n in share.tree("input")}
     share.run_once()
-    assert {n: (share.layout.done / n).read_bytes() for n in share.tree("done")} == before
+    assert {n: (share.done / n).read_bytes() for n in share.tree("done")} == before
 
 
 @pytest.mark.parametrize("name", ["B.JPG", "b.PnG", "b.TIFF", "b.webp", "b.bmp", "b.jpeg"])
@@ -203,19 +204,19 @@ def test_a_later_prompt_means_the_newest_picture_of_its_name_in_done(share: Shar
     engine = FakeEngine()
     assert share.run_once(engine).answered == 1
     assert "dog.right~3.mask.png" in share.tree("output")
-    assert (share.layout.done / "dog~3.jpg").read_bytes() == picture_bytes(seed=3)
+    assert (share.done / "dog~3.jpg").read_bytes() == picture_bytes(seed=3)
     assert engine.encoded == [decode(picture_bytes(seed=3)).digest]
 
 
 def test_a_new_picture_of_an_old_name_gets_a_new_name_everywhere(share: Share) -> None:
     share.pair("dog", seed=1)
     share.run_once()
-    first = (share.layout.output / "dog.mask.png").read_bytes()
+    first = (share.output / "dog.mask.png").read_bytes()
     share.pair("dog", seed=2, prompt={"box": {"x0": 1, "y0": 1, "x1": 20, "y1": 20}})
     share.run_once()
     assert share.tree("done") == ["dog.jpg", "dog.json", "dog~2.jpg", "dog~2.json"]
     assert share.tree("output") == ["dog.mask.png", "dog~2.mask.png"]
-    assert (share.layout.output / "dog.mask.png").read_bytes() == first
+    assert (share.output / "dog.mask.png").read_bytes() == first
 
 
 def test_a_prompt_dropped_later_finds_its_picture_in_done_and_renews_the_answer(share: Share) -> None:
@@ -248,9 +249,9 @@ def test_temporary_names_are_left_alone(share: Share) -> None:
 def test_links_and_pipes_are_not_jobs(share: Share, tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(picture_bytes())
-    (share.layout.input / "dog.jpg").symlink_to(secret)
+    (share.input / "dog.jpg").symlink_to(secret)
     share.drop("dog.json", BOX)
-    os.mkfifo(share.layout.input / "pipe.jpg")
+    os.mkfifo(share.input / "pipe.jpg")
     share.drop("pipe.json", BOX)
     assert share.run_once().answered == 0
     assert secret.exists()
@@ -330,7 +331,7 @@ def test_subfolders_made_later_are_watched_too(share: Share) -> None:
 def test_a_subfolder_that_is_empty_when_it_is_first_seen_is_watched_too(share: Share) -> None:
     with Daemon(share, rescan_s=60.0, quiet_s=0.2) as daemon:
         wait_until(lambda: daemon.door.scans > 0)
-        (share.layout.input / "new" / "deep").mkdir(parents=True)
+        (share.input / "new" / "deep").mkdir(parents=True)
         scans = daemon.door.scans
         wait_until(lambda: daemon.door.scans > scans)
         share.pair("new/deep/dog")
@@ -362,9 +363,9 @@ def test_a_file_that_grows_is_not_taken_before_it_is_quiet(share: Share) -> None
 def test_the_folder_may_vanish_and_come_back(share: Share, logged: list[str]) -> None:
     with Daemon(share, quiet_s=0.2, rescan_s=0.05) as daemon:
         wait_until(lambda: daemon.door.scans > 0)
-        share.layout.input.rename(share.root / "gone")
+        share.input.rename(share.root / "gone")
         wait_until(lambda: any("cannot be used" in line for line in logged))
-        (share.root / "gone").rename(share.layout.input)
+        (share.root / "gone").rename(share.input)
         share.pair("dog")
         wait_until(lambda: daemon.pipeline.stats.now().answered == 1)
 
@@ -431,7 +432,7 @@ def test_a_surprise_in_one_job_rejects_that_job_only(share: Share) -> None:
     done = share.run_once(engine)
     assert (done.answered, done.rejected) == (2, 1)
     (failed,) = [n for n in share.tree("failed") if n.endswith(".error.json")]
-    assert "ValueError" in (share.layout.failed / failed).read_text()
+    assert "ValueError" in (share.failed / failed).read_text()
 
 
 def test_stop_finishes_what_runs_and_puts_back_the_rest(share: Share) -> None:
@@ -465,7 +466,7 @@ def test_jobs_that_do_not_finish_in_time_go_back(share: Share) -> None:
 
 
 def test_a_share_that_is_not_there_is_named(tmp_path: Path) -> None:
-    layout = Layout(*(tmp_path / "mnt" / n for n in ("in", "work", "out", "done", "failed")))
+    layout = Layout.below(tmp_path / "mnt")
     with pytest.raises(ShareError, match="mkdir -p"):
         prove(layout)
 
@@ -477,7 +478,7 @@ def test_folders_on_different_file_systems_are_refused_with_the_remedy(share: Sh
     try:
         if other.stat().st_dev == share.root.stat().st_dev:
             pytest.skip("the temporary folder is on the same file system")
-        layout = Layout(**{**share.layout.folders, "done": other})
+        layout = Layout(**{**share.layout.folders, "done": SafePath.at(other)})
         with pytest.raises(ShareError, match="different file systems"):
             prove(layout)
         assert list(other.iterdir()) == []
@@ -488,7 +489,7 @@ def test_folders_on_different_file_systems_are_refused_with_the_remedy(share: Sh
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_named_with_user_and_group(share: Share) -> None:
-    share.layout.input.chmod(0o500)
+    share.input.chmod(0o500)
     with pytest.raises(ShareError, match="user"):
         prove(share.layout)
 
@@ -506,7 +507,7 @@ def test_retry_believes_no_path_in_an_error_file(share: Share, tmp_path: Path) -
     prove(share.layout)
     outside = tmp_path / "secret.json"
     outside.write_text("secret")
-    (share.layout.failed / "x.error.json").write_text('{"files": ["../../secret.json", "..", 5]}')
+    (share.failed / "x.error.json").write_text('{"files": ["../../secret.json", "..", 5]}')
     retry(share.layout)
     assert outside.exists()
     assert share.tree("input") == []
@@ -517,7 +518,7 @@ def test_retry_does_not_overwrite(share: Share) -> None:
     share.run_once()
     share.drop("dog.jpg", b"new")
     assert retry(share.layout) == 0
-    assert (share.layout.input / "dog.jpg").read_bytes() == b"new"
+    assert (share.input / "dog.jpg").read_bytes() == b"new"
 
 
 def test_status_counts_all_five_folders_and_names_the_oldest_waiting_file(share: Share) -> None:

@@ -330,7 +330,7 @@ def test_a_daemon_tells_systemd_that_it_is_ready_alive_and_stopping(
 ) -> None:
     alive = tmp_path / "alive"
     env = os.environ | {"NOTIFY_SOCKET": systemd.address, "SAM_POLL_HEALTH__FILE": str(alive)}
-    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", "--log", "text"]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.input), "-m", "fake", "--log", "text"]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_until(lambda: "READY=1" in systemd.lines(), 60)
@@ -355,7 +355,7 @@ def test_a_sick_share_is_an_alarm_in_the_status_and_its_end_another_and_the_daem
     sentinel.touch()
     more = {"SENTINEL": str(sentinel), "WATCH__RESCAN_S": "0.2", "HEALTH__FILE": str(alive), "HEALTH__STUCK_S": "20"}
     env = os.environ | {"NOTIFY_SOCKET": systemd.address} | {f"SAM_POLL_{key}": value for key, value in more.items()}
-    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", "--log", "text"]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.input), "-m", "fake", "--log", "text"]
 
     def status() -> str:
         return next((line for line in reversed(systemd.lines()) if line.startswith("STATUS=")), "")

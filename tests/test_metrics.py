@@ -168,7 +168,7 @@ def test_a_port_that_cannot_be_had_is_a_wrong_setting_with_a_remedy(signs: Signs
 
 
 def watch(share: Share, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *flags, "watch", str(share.layout.input), "-m", "fake", "--once", "--log", "text"]
+    command = [sys.executable, *flags, "watch", str(share.input), "-m", "fake", "--once", "--log", "text"]
     return subprocess.run(
         command, env=os.environ | env, check=False, capture_output=True, text=True, timeout=120, cwd=share.root
     )
@@ -192,7 +192,7 @@ def test_a_daemon_without_prometheus_client_says_what_to_install_and_ends_with_7
 
 
 def test_a_daemon_answers_prometheus_while_it_works(share: Share, free_port: int) -> None:
-    command = [sys.executable, "-m", "sam_poll", "watch", str(share.layout.input), "-m", "fake", "--log", "text"]
+    command = [sys.executable, "-m", "sam_poll", "watch", str(share.input), "-m", "fake", "--log", "text"]
     env = os.environ | {"SAM_POLL_HEALTH__METRICS": str(free_port)}
     share.pair("dog")
     share.pair("cat", prompt={"box": 1})

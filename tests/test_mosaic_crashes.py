@@ -56,9 +56,9 @@ def fill(share: Share) -> None:
 
 def drop_mosaic(share: Share, stem: str, seed: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
-    (share.layout.input / stem).parent.mkdir(parents=True, exist_ok=True)
-    mosaics.write(share.layout.input / f"{stem}.tif", noise)
-    os.utime(share.layout.input / f"{stem}.tif", (seed, seed))  # stats.json tells it
+    (share.input / stem).parent.mkdir(parents=True, exist_ok=True)
+    mosaics.write(share.input / f"{stem}.tif", noise)
+    os.utime(share.input / f"{stem}.tif", (seed, seed))  # stats.json tells it
     share.drop(f"{stem}.json", {"mosaic": ASKED})
 
 
@@ -84,7 +84,7 @@ def seen(share: Share) -> dict[str, Any]:
 
 
 def scratch(share: Share) -> list[str]:
-    return [str(path) for path in (share.layout.work / ".sam_poll-mosaic").rglob("*")]
+    return [str(path) for path in (share.work / ".sam_poll-mosaic").rglob("*")]
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ NAMES = (".labels.geojson", ".labels.gpkg", ".labels.tif", ".stats.json")
 
 def drop_mosaic(share: Share, stem: str = "ortho", seed: int = 1, **asked: Any) -> None:
     noise = np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
-    share.layout.input.joinpath(stem).parent.mkdir(parents=True, exist_ok=True)
-    mosaics.write(share.layout.input / f"{stem}.tif", noise)
+    share.input.joinpath(stem).parent.mkdir(parents=True, exist_ok=True)
+    mosaics.write(share.input / f"{stem}.tif", noise)
     share.drop(f"{stem}.json", {"mosaic": ASKED, **asked})
 
 
@@ -112,21 +112,21 @@ def watching(share: Share, made: Pipeline | Fleet | None = None, **manners: Any)
 
 
 def kept(share: Share) -> list[Path]:
-    return list((share.layout.work / scratch.FOLDER).glob("*/*/tile-*.npz"))
+    return list((share.work / scratch.FOLDER).glob("*/*/tile-*.npz"))
 
 
 def test_a_dropped_mosaic_is_answered_as_the_command_answers_it(share: Share) -> None:
     drop_mosaic(share, "cam1/ortho")
-    expected = run.mosaic(share.layout.input / "cam1/ortho.tif", share.root / "alone", WISH, FakeEngine)
+    expected = run.mosaic(share.input / "cam1/ortho.tif", share.root / "alone", WISH, FakeEngine)
     assert expected["labels"] > 9
     assert drain(share).stats.now().objects == expected["labels"]
     assert share.tree("output") == [f"cam1/ortho{name}" for name in NAMES]
-    out = share.layout.output / "cam1"
+    out = share.output / "cam1"
     assert (out / "ortho.labels.tif").read_bytes() == (share.root / "alone/labels.tif").read_bytes()
     assert (out / "ortho.labels.geojson").read_bytes() == (share.root / "alone/labels.geojson").read_bytes()
     assert json.loads((out / "ortho.stats.json").read_text()) == expected
     assert share.tree("done") == ["cam1/ortho.json", "cam1/ortho.tif"]
-    assert not list(share.layout.work.glob(f"{scratch.FOLDER}/*"))
+    assert not list(share.work.glob(f"{scratch.FOLDER}/*"))
 
 
 def test_between_two_tiles_it_is_the_turn_of_others(share: Share, eyes: Eyes) -> None:
@@ -141,8 +141,8 @@ def test_between_two_tiles_it_is_the_turn_of_others(share: Share, eyes: Eyes) ->
         eyes.waits.set()
         wait_until(lambda: "dog.mask.png" in share.tree("output"))
         wait_until(lambda: "ortho.stats.json" in share.tree("output"))
-    [dog] = share.layout.output.glob("dog.mask.png")
-    assert dog.stat().st_mtime_ns < (share.layout.output / "ortho.stats.json").stat().st_mtime_ns
+    [dog] = share.output.glob("dog.mask.png")
+    assert dog.stat().st_mtime_ns < (share.output / "ortho.stats.json").stat().st_mtime_ns
 
 
 def stop_after_a_part(share: Share, eyes: Eyes) -> None:
@@ -238,13 +238,13 @@ def equipped(folder: Path) -> Equipment:
 def test_all_devices_of_a_daemon_take_tiles(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "LOOK_S", 0.0)
     drop_mosaic(share)
-    expected = run.mosaic(share.layout.input / "ortho.tif", share.root / "alone", WISH, FakeEngine)
+    expected = run.mosaic(share.input / "ortho.tif", share.root / "alone", WISH, FakeEngine)
     (share.root / "who").mkdir()
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     posts = [Post(f"cpu #{n}", partial(equipped, share.root / "who"), env) for n in range(2)]
     with Fleet(posts, threading.Event(), pieces=True) as fleet, watching(share, fleet):
         wait_until(lambda: share.tree("output") == [f"ortho{name}" for name in NAMES], 60)
-    stats = json.loads((share.layout.output / "ortho.stats.json").read_text())
+    stats = json.loads((share.output / "ortho.stats.json").read_text())
     assert stats == expected
     assert (share.tree("work"), fleet.stats.now().at_work) == ([], 0)
 
@@ -300,7 +300,7 @@ def test_predict_refuses_it_and_names_the_command(tmp_path: Path) -> None:
 
 def test_it_must_be_the_file_that_the_prompt_names(share: Share, eyes: Eyes) -> None:
     drop_mosaic(share)
-    body = (share.layout.input / "ortho.tif").read_bytes()
+    body = (share.input / "ortho.tif").read_bytes()
     share.drop("ortho.json", {"mosaic": ASKED, "image_sha256": "0" * 64})
     assert "SHA-256" in refusal(share)["reason"]
     share.drop("right.tif", body)
@@ -312,7 +312,7 @@ def test_it_must_be_the_file_that_the_prompt_names(share: Share, eyes: Eyes) -> 
 
 def test_one_that_is_cut_off_waits_for_the_rest(share: Share, eyes: Eyes) -> None:
     drop_mosaic(share)
-    body = (share.layout.input / "ortho.tif").read_bytes()
+    body = (share.input / "ortho.tif").read_bytes()
     share.drop("ortho.tif", body[: len(body) // 2])
     made = pipeline()
     with watching(share, made, patience_s=60.0):
@@ -325,8 +325,8 @@ def test_one_that_is_cut_off_waits_for_the_rest(share: Share, eyes: Eyes) -> Non
 def test_what_nobody_asks_for_any_more_is_swept(share: Share, eyes: Eyes) -> None:
     stop_after_a_part(share, eyes)
     assert kept(share)
-    (share.layout.input / "ortho.json").unlink()
-    (share.layout.input / "ortho.tif").unlink()
+    (share.input / "ortho.json").unlink()
+    (share.input / "ortho.tif").unlink()
     with watching(share, lease_s=2.0):
         wait_until(lambda: not kept(share), 20)
 
@@ -361,4 +361,4 @@ def test_where_a_share_has_no_links_the_outputs_are_copied(
     monkeypatch.setattr(os, "link", link)
     drop_mosaic(share)
     drain(share)
-    assert mosaics.read(share.layout.output / "ortho.labels.tif").shape == (SIDE, SIDE)
+    assert mosaics.read(share.output / "ortho.labels.tif").shape == (SIDE, SIDE)

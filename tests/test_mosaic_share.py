@@ -39,12 +39,12 @@ def noise() -> npt.NDArray[np.uint8]:
 
 
 def drop_small(share: Share, stem: str) -> None:
-    mosaics.write(share.layout.input / f"{stem}.tif", noise())
+    mosaics.write(share.input / f"{stem}.tif", noise())
     share.drop(f"{stem}.json", {"mosaic": ASKED})
 
 
 def answered(share: Share, stem: str = "ortho") -> bool:
-    return all((share.layout.output / f"{stem}{name}").is_file() for name in NAMES)
+    return all((share.output / f"{stem}{name}").is_file() for name in NAMES)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def leave_behind(share: Share, stem: str) -> None:
     claim.mkdir(parents=True)
     (claim / f"{stem}.jpg").write_bytes(picture_bytes())
     (claim / f"{stem}.json").write_text(json.dumps(BOX))
-    claim.parent.rename(share.layout.work / f".{stem}.jpg")
+    claim.parent.rename(share.work / f".{stem}.jpg")
 
 
 def test_who_drains_a_folder_does_not_stay_for_anothers_mosaic(
@@ -153,7 +153,7 @@ def test_who_hangs_while_it_puts_together_what_is_another_ones_now_holds_nobody_
     drop_mosaic(share)
     with watching(share):
         assert eyes.stopped.wait(60)
-        [folder] = (share.layout.work / scratch.FOLDER).iterdir()
+        [folder] = (share.work / scratch.FOLDER).iterdir()
         with taken(folder / "end.lock"):
             eyes.waits.set()
             wait_until(lambda: answered(share))
@@ -232,7 +232,7 @@ def half_done(share: Share, eyes: Eyes) -> Path:
         stop.set()
         eyes.waits.set()
     assert len(kept(share)) == eyes.windows == 4
-    [folder] = (share.layout.work / scratch.FOLDER).iterdir()
+    [folder] = (share.work / scratch.FOLDER).iterdir()
     return folder
 
 
@@ -281,7 +281,7 @@ def test_what_is_taken_away_in_the_middle_is_done_again(share: Share, eyes: Eyes
     drop_mosaic(share)
     with watching(share):
         assert eyes.stopped.wait(60)
-        shutil.rmtree(share.layout.work / scratch.FOLDER)
+        shutil.rmtree(share.work / scratch.FOLDER)
         eyes.waits.set()
         wait_until(lambda: answered(share))
     assert (share.tree("failed"), share.tree("work")) == ([], [])
@@ -306,7 +306,7 @@ def test_who_comes_too_late_to_help_leaves_nothing_behind(tmp_path: Path) -> Non
 )
 def test_a_note_of_another_version_is_passed_over(share: Share, about: str) -> None:
     drop_small(share, "ortho")
-    folder = share.layout.work / scratch.FOLDER / "of-another"
+    folder = share.work / scratch.FOLDER / "of-another"
     folder.mkdir(parents=True)
     (folder / "open.json").write_text(about)
     assert Scratch(share.layout).helps(3, lambda outer: False) == []

@@ -22,6 +22,7 @@ from sam_poll.alarms import Alarms
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ChangedError, DeviceError, InputError, LostError, SamPollError, UnfinishedError
 from sam_poll.pipeline import Pipeline, Sizes
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse, Stats
 from sam_poll.types import Box, Document, Embedding, Job, Picture, Point, Prepared, Prompt, Result
 from tests.conftest import picture_bytes, wait_until
@@ -401,13 +402,13 @@ def test_what_was_found_in_a_picture_that_changed_meanwhile_counts_for_nothing(
     path.write_bytes(b"no picture at all")
     really = bytesof.read
 
-    def read(path: Path) -> Any:
-        found = really(path)
+    def read(picture: SafePath) -> Any:
+        found = really(picture)
         path.write_bytes(picture_bytes())
         return found
 
     monkeypatch.setattr(bytesof, "read", read)
-    door = MemoryDoor([Job("j", "j.jpg", path, ONE)])
+    door = MemoryDoor([Job("j", "j.jpg", SafePath.beside(path), ONE)])
     run(door)
     assert isinstance(door.deferred["j"], ChangedError)
     assert not door.rejected
@@ -417,7 +418,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, works: Sequence[str] = ()) -> li
     """Pictures of other names cannot be read. Returns when each was tried."""
     tried: list[float] = []
 
-    def read(path: Path) -> Any:
+    def read(path: SafePath) -> Any:
         tried.append(time.monotonic())
         if path.name in works:
             return picture_bytes(), None
@@ -432,7 +433,9 @@ def test_a_picture_that_cannot_be_read_goes_back_with_its_trouble_and_the_others
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unreadable(monkeypatch, works=["good.jpg"])
-    jobs = [Job(f"{n}-{name}", "", Path(f"{name}.jpg"), ONE) for n in range(4) for name in ("bad", "good")]
+    jobs = [
+        Job(f"{n}-{name}", "", SafePath.beside(Path(f"{name}.jpg")), ONE) for n in range(4) for name in ("bad", "good")
+    ]
     door = MemoryDoor(jobs)
     stats = run(door, decode_threads=1).stats.now()
     assert len(door.delivered) == 4
@@ -443,7 +446,7 @@ def test_a_picture_that_cannot_be_read_goes_back_with_its_trouble_and_the_others
 def test_three_unreadable_pictures_in_a_row_pause_the_intake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_SICK_S", 0.3)
     tried = unreadable(monkeypatch)
-    door = MemoryDoor([Job(f"j{n}", "", Path("bad.jpg"), ONE) for n in range(20)])
+    door = MemoryDoor([Job(f"j{n}", "", SafePath.beside(Path("bad.jpg")), ONE) for n in range(20)])
     stop = threading.Event()
     thread = threading.Thread(target=run, args=(door, None, stop), kwargs={"decode_threads": 1, "queue": 0})
     thread.start()
@@ -525,7 +528,9 @@ def test_a_job_that_another_daemon_has_taken_over_is_let_go(when: str) -> None:
 
     setattr(Lost, when, lost)
     more: dict[str, Any] = {"deliver": {}, "reject": {"fault": InputError("no")}, "defer": {"nbytes": 1}}.get(when, {})
-    picture = {"picture": Path("/nowhere/dog.jpg")} if when == "release" else {"picture": picture_bytes()}
+    picture = (
+        {"picture": SafePath.beside(Path("/nowhere/dog.jpg"))} if when == "release" else {"picture": picture_bytes()}
+    )
     door = Lost([Job("j", "j.jpg", prompts=ONE, **picture, **more), job("k", 1)])
     stats = run(door).stats.now()
     assert stats.at_work == 0
@@ -544,7 +549,7 @@ def test_a_dead_device_is_told_by_its_code_in_the_counts() -> None:
 
 def test_pictures_that_are_gone_pause_nothing_however_many(tmp_path: Path) -> None:
     """They were taken over by another daemon, or taken away: neither is a sick share."""
-    door = MemoryDoor([Job(f"j{n}", "", tmp_path / f"j{n}.jpg", ONE) for n in range(10)])
+    door = MemoryDoor([Job(f"j{n}", "", SafePath.at(tmp_path) / f"j{n}.jpg", ONE) for n in range(10)])
     done = run(door)
     assert len(door.troubles) == 10
     assert not done._is_sick()

@@ -42,7 +42,7 @@ def test_it_answers_what_the_pipeline_answers(engine: Engine, scene: scenes.Scen
     share.drop("scene.jpg", jpeg)
     share.drop("scene.json", json.dumps(asked))
     share.run_once(engine)
-    written = cv2.imread(str(share.layout.output / "scene.mask.png"), cv2.IMREAD_UNCHANGED)
+    written = cv2.imread(str(share.output / "scene.mask.png"), cv2.IMREAD_UNCHANGED)
     predictor = Predictor(engine)
     masks = predictor.predict(predictor.embed(jpeg), [Prompt(box=box) for box in boxes])
     for number, mask in enumerate(masks, 1):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.proof import SENTINEL, Sentinel, prove
 from sam_poll.doors.scan import Manners
 from sam_poll.errors import ShareError
+from sam_poll.safe_path import SafePath
 from tests.conftest import Daemon, Share, wait_until
 
 
@@ -28,16 +28,16 @@ def layout(share: Share) -> Layout:
 
 def mounted_elsewhere(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
     """From now on `in/` lies on another file system than it did."""
-    really = Path.stat
-    device = layout.input.stat().st_dev
+    really = SafePath.lstat
+    device = layout.input.lstat().st_dev
 
-    def stat(self: Path, **more: Any) -> os.stat_result:
-        found = really(self, **more)
+    def lstat(self: SafePath) -> os.stat_result:
+        found = really(self)
         if self != layout.input:
             return found
         return os.stat_result((*found[:2], device + 1, *found[3:10]))
 
-    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(SafePath, "lstat", lstat)
 
 
 def test_the_proof_leaves_nothing_but_the_folders(share: Share) -> None:
@@ -69,17 +69,17 @@ def test_many_daemons_may_prove_one_share_at_the_same_time(share: Share) -> None
 def test_a_rename_that_is_refused_between_two_mounts_of_one_disk_is_told_with_both_folders(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = Path.rename
+    really = SafePath.rename
 
-    def rename(self: Path, target: Path) -> Path:
-        if share.layout.done in target.parents:
+    def rename(self: SafePath, target: SafePath) -> None:
+        if target.parent == share.layout.done:
             raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return really(self, target)
+        really(self, target)
 
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(SafePath, "rename", rename)
     with pytest.raises(ShareError, match="`output` and `done` are on different file systems") as raised:
         prove(share.layout)
-    assert str(share.layout.done) in (raised.value.place or "")
+    assert str(share.done) in (raised.value.place or "")
     assert "one mount" in (raised.value.remedy or "")
     assert [p for p in share.root.rglob("*") if p.is_file()] == []
 
@@ -88,7 +88,7 @@ def test_the_owners_sentinel_must_be_there_before_any_folder_is_made(share: Shar
     with pytest.raises(ShareError, match="sentinel is missing") as raised:
         prove(share.layout, share.root / "mounted")
     assert raised.value.exit_code == 75
-    assert not share.layout.work.exists()
+    assert not share.work.exists()
     with (
         pytest.raises(ShareError, match="sentinel is missing"),
         FolderDoor(share.layout, Manners(sentinel=share.root / "mounted")),
@@ -104,32 +104,32 @@ def test_a_share_is_itself_as_long_as_its_sentinel_is(layout: Layout) -> None:
         first.check()
     Sentinel(layout).check()
     first.check()
-    assert [p.name for p in layout.work.iterdir()] == [SENTINEL]
+    assert [p.name for p in layout.work.path.iterdir()] == [SENTINEL]
 
 
 def test_a_bare_mountpoint_is_not_taken_for_the_share(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     sentinel = Sentinel(layout)
-    aside = layout.work.with_name("aside")
-    layout.work.rename(aside)
-    layout.work.mkdir()
+    aside = layout.work.path.with_name("aside")
+    layout.work.path.rename(aside)
+    layout.work.path.mkdir()
     with monkeypatch.context() as patch:
         mounted_elsewhere(patch, layout)
         with pytest.raises(OSError, match="not there") as raised:
             sentinel.check()
         assert raised.value.errno == errno.ESTALE
-        assert list(layout.work.iterdir()) == []
-    layout.work.rmdir()
-    aside.rename(layout.work)
+        assert list(layout.work.path.iterdir()) == []
+    layout.work.path.rmdir()
+    aside.rename(layout.work.path)
     sentinel.check()
 
 
 def test_a_mountpoint_without_any_folders_is_not_taken_for_the_share(layout: Layout) -> None:
     sentinel = Sentinel(layout)
-    layout.input.parent.rename(layout.input.parent.with_name("unmounted"))
-    layout.input.parent.mkdir()
+    layout.input.path.parent.rename(layout.input.path.parent.with_name("unmounted"))
+    layout.input.path.parent.mkdir()
     with pytest.raises(FileNotFoundError):
         sentinel.check()
-    assert list(layout.input.parent.iterdir()) == []
+    assert list(layout.input.path.parent.iterdir()) == []
 
 
 def test_a_share_mounted_anew_is_the_same_share(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,29 +137,29 @@ def test_a_share_mounted_anew_is_the_same_share(layout: Layout, monkeypatch: pyt
     sentinel = Sentinel(layout)
     mounted_elsewhere(monkeypatch, layout)
     sentinel.check()
-    (layout.work / SENTINEL).unlink()
+    (layout.work.path / SENTINEL).unlink()
     sentinel.check()  # its new number is the known one now
-    assert (layout.work / SENTINEL).exists()
+    assert (layout.work.path / SENTINEL).exists()
 
 
 def test_another_share_in_its_place_is_told(layout: Layout) -> None:
     sentinel = Sentinel(layout)
-    number = (layout.work / SENTINEL).read_text()
-    (layout.work / SENTINEL).write_text("another\n")
+    number = (layout.work.path / SENTINEL).read_text()
+    (layout.work.path / SENTINEL).write_text("another\n")
     with pytest.raises(OSError, match="another share") as raised:
         sentinel.check()
-    assert raised.value.filename == str(layout.work / SENTINEL)
-    (layout.work / SENTINEL).write_text(number)
+    assert raised.value.filename == str(layout.work.path / SENTINEL)
+    (layout.work.path / SENTINEL).write_text(number)
     sentinel.check()
 
 
 def test_a_deleted_work_folder_is_made_anew_and_told_once(layout: Layout, logged: list[str]) -> None:
     sentinel = Sentinel(layout)
-    (layout.work / SENTINEL).unlink()
-    layout.work.rmdir()
+    (layout.work.path / SENTINEL).unlink()
+    layout.work.path.rmdir()
     for _ in range(3):
         sentinel.check()
-    assert (layout.work / SENTINEL).exists()
+    assert (layout.work.path / SENTINEL).exists()
     assert sum("made anew" in line for line in logged) == 1
 
 
@@ -172,7 +172,7 @@ def test_daemons_that_start_together_make_one_sentinel(
         def link(*args: Any) -> None:
             raise OSError(errno.EPERM, "Operation not permitted")
 
-        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(SafePath, "link", link)
     for _ in range(20):
         made: list[Sentinel] = []
         start = threading.Barrier(4)
@@ -188,35 +188,35 @@ def test_daemons_that_start_together_make_one_sentinel(
             thread.join()
         for sentinel in made:
             sentinel.check()
-        assert [p.name for p in layout.work.iterdir()] == [SENTINEL]
-        (layout.work / SENTINEL).unlink()
+        assert [p.name for p in layout.work.path.iterdir()] == [SENTINEL]
+        (layout.work.path / SENTINEL).unlink()
 
 
 def test_a_sentinel_never_takes_the_place_of_another(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = Path.write_text
+    really = SafePath.create
     others: list[Sentinel] = []
 
-    def and_then_the_other_one(self: Path, text: str) -> int:
-        written = really(self, text)
+    def and_then_the_other_one(self: SafePath) -> Any:
+        made = really(self)
         if not others:
             others.append(None)  # type: ignore[arg-type]
             others[0] = Sentinel(layout)
-        return written
+        return made
 
-    def replace(self: Path, target: Path) -> Path:
+    def rename(self: SafePath, target: SafePath) -> None:
         raise AssertionError("the other one's sentinel was overwritten")
 
-    monkeypatch.setattr(Path, "write_text", and_then_the_other_one)
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(SafePath, "create", and_then_the_other_one)
+    monkeypatch.setattr(SafePath, "rename", rename)
     mine = Sentinel(layout)
     for sentinel in (mine, others[0]):
         sentinel.check()
 
 
 def test_a_sentinel_that_a_power_cut_left_empty_is_written_anew(layout: Layout) -> None:
-    (layout.work / SENTINEL).write_bytes(b"")
+    (layout.work.path / SENTINEL).write_bytes(b"")
     Sentinel(layout).check()
-    assert (layout.work / SENTINEL).read_bytes()
+    assert (layout.work.path / SENTINEL).read_bytes()
 
 
 def test_while_the_owners_sentinel_is_missing_nothing_is_claimed_and_it_goes_on_by_itself(
@@ -244,8 +244,8 @@ def test_nothing_is_read_and_nothing_written_while_the_share_is_away(
     share.pair("dog")
     with FolderDoor(share.layout, Manners(quiet_s=0.0, events=False, rescan_s=0.01)) as door:
         aside = share.root / "aside"
-        share.layout.work.rename(aside)
-        share.layout.work.mkdir()
+        share.work.rename(aside)
+        share.work.mkdir()
         mounted_elsewhere(monkeypatch, share.layout)
         stop = threading.Event()
         thread = threading.Thread(target=lambda: list(door.jobs(stop)))
@@ -254,34 +254,34 @@ def test_nothing_is_read_and_nothing_written_while_the_share_is_away(
         stop.set()
         thread.join(30)
         assert door.scans == 0
-        assert list(share.layout.work.iterdir()) == []
-        share.layout.work.rmdir()
-        aside.rename(share.layout.work)
+        assert list(share.work.iterdir()) == []
+        share.work.rmdir()
+        aside.rename(share.work)
     assert share.tree("input") == ["dog.jpg", "dog.json"]
 
 
 def test_what_cannot_be_used_is_told_with_its_folder_and_user(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: Path, body: bytes) -> int:
+    def create(self: SafePath) -> Any:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(SafePath, "create", create)
     with pytest.raises(ShareError, match="`input` cannot be used: Read-only") as raised:
         prove(share.layout)
-    assert raised.value.place == str(share.layout.input)
+    assert raised.value.place == str(share.input)
     assert f"user {os.getuid()}" in (raised.value.remedy or "")
 
 
 def test_a_folder_that_cannot_be_read_is_told_before_anything_is_waited_for(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.scandir
+    really = SafePath.scandir
 
-    def scandir(path: Any = ".") -> Any:
-        if path == share.layout.input:
+    def scandir(self: SafePath) -> Any:
+        if self == share.layout.input:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return really(path)
+        return really(self)
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(SafePath, "scandir", scandir)
     with pytest.raises(ShareError, match="`input` cannot be used: Permission denied"):
         prove(share.layout)
 
@@ -291,7 +291,7 @@ def test_a_probe_that_others_take_away_again_and_again_is_given_up_at_last(
 ) -> None:
     tries = []
 
-    def travel(layout: Layout) -> None:
+    def travel(layout: Layout, name: str) -> None:
         tries.append(layout)
         raise FileNotFoundError(errno.ENOENT, "No such file")
 

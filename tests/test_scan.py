@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import crowd
-from sam_poll.doors import finished, layout, looks, names, scan
+from sam_poll.doors import finished, names, scan
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.names import OLD_S, TRUTH_S, Names
 from sam_poll.doors.scan import Manners, Scanner
 from sam_poll.doors.settle import Hint
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Document, Job
 from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 
@@ -60,18 +61,18 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Counts what is asked of the file system: `lstat` of files, `scandir` of folders, `open` of prompts."""
     counted: Counter[str] = Counter()
-    lstat, scandir, opened = os.lstat, os.scandir, layout.open_plain
 
-    def count(name: str, really: object) -> object:
+    def count(name: str) -> None:
+        really = getattr(SafePath, name)
+
         def call(*args: object, **more: object) -> object:
             counted[name] += 1
-            return really(*args, **more)  # type: ignore[operator]
+            return really(*args, **more)
 
-        return call
+        monkeypatch.setattr(SafePath, name, call)
 
-    monkeypatch.setattr(looks.os, "lstat", count("lstat", lstat))
-    monkeypatch.setattr(names.os, "scandir", count("scandir", scandir))
-    monkeypatch.setattr(layout, "open_plain", count("open", opened))
+    for name in ("lstat", "scandir", "open"):
+        count(name)
     yield counted
     monkeypatch.undo()
 
@@ -102,8 +103,8 @@ class Steps:
     def touch(self, folder: Path) -> None:
         self.changed[str(folder)] = int((self.clock.now + 12345.6) // self.step_s)
 
-    def stamp(self, path: str) -> tuple[int, ...]:
-        return (Path(path).stat().st_ino, self.changed.get(path, 0))
+    def stamp(self, path: SafePath) -> tuple[int, ...]:
+        return (path.lstat().st_ino, self.changed.get(str(path), 0))
 
 
 ACTS = st.tuples(
@@ -120,17 +121,17 @@ def test_a_kept_listing_is_what_a_fresh_one_would_be_however_coarse_the_file_sys
     acts: list[tuple[str, str, str, float]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     share, clock = Share(tmp_path_factory.mktemp("kept")), Clock()
-    steps = Steps(share.layout.input, clock, 2.0)
+    steps = Steps(share.input, clock, 2.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(names, "_stamp", steps.stamp)
         kept = Names(share.layout, keep=True, clock=clock)
         for act, folder, name, pause in [*acts, ("look", "", "", 0.0)]:
             clock.now += pause
-            path = share.layout.input / folder / name
+            path = share.input / folder / name
             if act == "add" and not path.exists():
                 if not path.parent.exists():
                     path.parent.mkdir()
-                    steps.touch(share.layout.input)
+                    steps.touch(share.input)
                 path.write_bytes(b"")
                 steps.touch(path.parent)
             elif act == "remove" and path.is_file():
@@ -192,7 +193,7 @@ def test_a_file_that_is_called_as_an_ending_hides_no_other(share: Share, clock: 
 
 @pytest.mark.parametrize("how", ["renamed", "removed"])
 def test_a_folder_that_is_replaced_by_another_of_its_name_is_watched_again(share: Share, how: str) -> None:
-    folder = share.layout.input / "cam1"
+    folder = share.input / "cam1"
     folder.mkdir()
     clock = Clock()
     scanner = scanner_of(share, clock)
@@ -240,7 +241,7 @@ def test_a_scan_where_nothing_has_happened_looks_at_nothing(
         clock.now += 4.0
     calls.clear()
     assert offered(scanner, clock) == []
-    assert not calls
+    assert calls == {"lstat": 2}, "the times of in/ and of done/, no file and no listing"
     share.pair("dog")  # the folder's own times tell
     assert offered(scanner, clock) == []
     clock.now += 2.0
@@ -267,7 +268,7 @@ def test_of_a_crowd_the_oldest_are_offered_first_and_prompts_of_one_picture_toge
     for n in range(5):
         share.pair(f"dog{n}")
         for name in (f"dog{n}.jpg", f"dog{n}.json"):
-            os.utime(share.layout.input / name, (5000 - n, 5000 - n))
+            os.utime(share.input / name, (5000 - n, 5000 - n))
     os.utime(share.drop("dog4.late.json", BOX), (9000, 9000))
     scanner = scanner_of(share, clock, quiet_s=0.0)
     assert offered(scanner, clock) == ["dog4.json", "dog3.json", "dog4.late.json"]
@@ -308,8 +309,8 @@ def test_a_file_is_looked_at_anew_when_the_watcher_has_seen_something(share: Sha
 @pytest.mark.parametrize("name", [".dog.jpg.Ab12Cd", "dog.jpg.part", "notes.txt"])
 def test_what_happens_to_files_that_are_no_jobs_wakes_nobody(share: Share, clock: Clock, name: str) -> None:
     scanner = scanner_of(share, clock, events=False)
-    assert not scanner._looks.hinted(str(share.layout.input / name), Hint.WRITING, clock())
-    assert scanner._looks.hinted(str(share.layout.input / "dog.jpg"), Hint.WRITING, clock())
+    assert not scanner._looks.hinted(str(share.input / name), Hint.WRITING, clock())
+    assert scanner._looks.hinted(str(share.input / "dog.jpg"), Hint.WRITING, clock())
 
 
 # ── prompts that wait alone ──
@@ -348,7 +349,7 @@ def test_many_prompts_that_wait_alone_find_theirs_in_done_by_one_listing(
     share: Share, clock: Clock, quiet: None, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finished, "_FEW", 3)
-    done = share.layout.done
+    done = share.done
     done.mkdir()
     for n in range(20):
         share.drop(f"told{n}.left.json", BOX)
@@ -374,8 +375,8 @@ def test_a_picture_that_comes_to_done_later_is_found_by_a_prompt_that_has_looked
     for _ in range(6):
         assert offered(scanner, clock) == []
         clock.now += 4.0
-    share.layout.done.mkdir()
-    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    share.done.mkdir()
+    (share.done / "dog.jpg").write_bytes(picture_bytes())
     (ready,) = scanner.scan(clock(), [])
     assert (ready.prompt, ready.picture, ready.suffix) == ("dog.json", "dog.jpg", "")
 
@@ -385,8 +386,8 @@ def test_a_prompt_whose_picture_is_found_in_done_is_offered_until_it_is_claimed(
     share: Share, clock: Clock, quiet: None, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(finished, "_FEW", few)
-    share.layout.done.mkdir()
-    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    share.done.mkdir()
+    (share.done / "dog.jpg").write_bytes(picture_bytes())
     share.drop("dog.json", BOX)
     share.drop("cat.json", BOX)
     scanner = scanner_of(share, clock, lone_s=5.0)
@@ -488,7 +489,7 @@ def test_what_was_glanced_at_and_is_gone_costs_nothing(share: Share) -> None:
     with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
         door.glance()
         wait_until(lambda: door.scans)
-        (share.layout.input / "dog.jpg").unlink()
+        (share.input / "dog.jpg").unlink()
         drain(door)
     assert share.tree("output") == ["cat.txt"]
     assert share.tree("input") == ["dog.json"]

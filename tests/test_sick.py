@@ -68,11 +68,11 @@ def asked(door: FolderDoor) -> Iterator[Callable[[], Job]]:
 
 def left_by(share: Share, worker: str, name: str, *prompts: str, hold: str = "g1.a1.n1") -> Path:
     """Move a picture and prompts out of `in/` into the claim of another daemon."""
-    path = share.layout.work / f".{name}" / f"{hold}@{worker}"
+    path = share.work / f".{name}" / f"{hold}@{worker}"
     path.mkdir(parents=True)
     for file in (name, *prompts):
-        if (share.layout.input / file).exists():
-            (share.layout.input / file).rename(path / file)
+        if (share.input / file).exists():
+            (share.input / file).rename(path / file)
     return path
 
 
@@ -333,7 +333,7 @@ def test_an_owner_that_was_taken_over_is_told_so_and_changes_nothing(share: Shar
                 "defer": lambda: door.defer(job, UnfinishedError("is cut off")),
             }[end]()
         assert trees(share) == before
-        assert list(share.layout.output.iterdir()) == []
+        assert list(share.output.iterdir()) == []
         heir.close(claim, "input", "")
         door.deliver(ask(), ANSWER)  # and it goes on with whatever comes
     assert share.tree("done") == ["dog.jpg", "dog.json"]
@@ -374,7 +374,7 @@ def test_jobs_of_a_daemon_whose_lock_nobody_can_ask_are_taken_up_after_a_lease(s
     share.pair("dog")
     with opened(share, lease_s=1000.0) as door:
         left_by(share, ELSEWHERE, "dog.jpg", "dog.json")
-        (share.layout.work / f"{lease.PREFIX}{ELSEWHERE}{lease.ENDING}").write_text("{}")
+        (share.work / f"{lease.PREFIX}{ELSEWHERE}{lease.ENDING}").write_text("{}")
         door._look_at_work(now=5000.0)
         assert (door._abandoned, door.orphans) == ([], 0)
         door._look_at_work(now=5999.0)
@@ -457,7 +457,7 @@ def test_a_picture_that_cannot_be_read_is_tried_again_and_again_while_others_go_
         else:
             names = {"taken away": ["bad.jpg", "bad.json"], "its prompt is taken away": ["bad.json"]}
             for name in names.get(end, ["bad.jpg"]):
-                wait_until(lambda name=name: _unlinked(share.layout.input / name))
+                wait_until(lambda name=name: _unlinked(share.input / name))
         wait_until(lambda: "read" not in daemon.door._alarms)
     assert daemon.pipeline.stats.now().rejected == 0
     assert daemon.door._unread == {}
@@ -542,7 +542,7 @@ def test_a_picture_changed_while_it_was_read_is_answered_as_it_is_in_the_end(
     monkeypatch.setattr(bytesof, "read", read)
     with Daemon(share, quiet_s=0.0, rescan_s=0.02, events=False) as daemon:
         wait_until(lambda: daemon.pipeline.stats.now().answered)
-    assert (share.layout.done / "dog.jpg").read_bytes() == last
+    assert (share.done / "dog.jpg").read_bytes() == last
     assert daemon.pipeline.stats.now().released
     assert share.tree("failed") == []
 
@@ -585,18 +585,18 @@ def test_on_a_full_disk_no_further_jobs_are_claimed_and_all_go_on_when_there_is_
 
 def test_an_answer_whose_name_is_a_folder_is_a_refusal_with_a_reason(share: Share) -> None:
     share.pair("dog")
-    (share.layout.output / "dog.mask.png").mkdir(parents=True)
+    (share.output / "dog.mask.png").mkdir(parents=True)
     assert share.run_once().rejected == 1
     assert "cannot be written" in share.error("dog")["reason"]
     assert share.tree("failed") == ["dog.error.json", "dog.jpg", "dog.json"]
-    assert [p.name for p in share.layout.output.iterdir()] == ["dog.mask.png"]
+    assert [p.name for p in share.output.iterdir()] == ["dog.mask.png"]
 
 
 def test_a_file_where_the_outputs_folder_should_be_is_a_refusal_with_a_reason(share: Share) -> None:
     share.pair("cam1/dog")
     share.pair("cat")
-    share.layout.output.mkdir()
-    (share.layout.output / "cam1").write_text("a file")
+    share.output.mkdir()
+    (share.output / "cam1").write_text("a file")
     done = share.run_once()
     assert (done.answered, done.rejected) == (1, 1)
     assert "cannot be written" in share.error("cam1/dog")["reason"]
@@ -604,11 +604,11 @@ def test_a_file_where_the_outputs_folder_should_be_is_a_refusal_with_a_reason(sh
 
 def test_a_job_that_cannot_be_rejected_now_is_rejected_when_it_can(share: Share, logged: list[str]) -> None:
     share.pair("cam1/dog", prompt="{")
-    share.layout.failed.mkdir()
-    (share.layout.failed / "cam1").write_text("a file")
+    share.failed.mkdir()
+    (share.failed / "cam1").write_text("a file")
     with Daemon(share, quiet_s=0.0, rescan_s=0.02) as daemon:
         wait_until(lambda: any("alarm (output)" in line for line in logged))
-        (share.layout.failed / "cam1").unlink()
+        (share.failed / "cam1").unlink()
         wait_until(lambda: daemon.pipeline.stats.now().rejected == 1)
     assert share.tree("failed") == ["cam1/dog.error.json", "cam1/dog.jpg", "cam1/dog.json"]
 
@@ -651,7 +651,7 @@ def test_strays_go_back_those_of_one_stem_under_one_name(share: Share) -> None:
     with opened(share):
         share.drop("cam1/dog.jpg", b"newer")
         for name in ("cam1/dog.jpg", "cam1/dog.left.json", "cat.jpg"):
-            path = share.layout.work / name
+            path = share.work / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"stray")
         assert janitor.put_back(share.layout, listing(share.layout.work)[1]) == 3
@@ -661,7 +661,7 @@ def test_strays_go_back_those_of_one_stem_under_one_name(share: Share) -> None:
 def test_what_systems_leave_in_hidden_files_is_no_stray(share: Share) -> None:
     with opened(share) as door:
         for name in (".nfs0000000000a1b2c3", ".DS_Store"):  # the first of them cannot even be renamed
-            (share.layout.work / name).write_bytes(b"")
+            (share.work / name).write_bytes(b"")
         door._look_at_work(0.0)
         assert door.orphans == 0
     assert share.tree("input") == []
@@ -671,12 +671,12 @@ def test_two_janitors_that_put_the_same_file_back_do_not_trip_over_each_other(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(share):
-        (share.layout.work / "dog.jpg").write_bytes(b"stray")
+        (share.work / "dog.jpg").write_bytes(b"stray")
         really = janitor.free_suffix
 
         def and_then_the_other_one(paths: list[Path]) -> str:
             suffix = really(paths)
-            (share.layout.work / "dog.jpg").rename(share.layout.input / "dog.jpg")
+            (share.work / "dog.jpg").rename(share.input / "dog.jpg")
             return suffix
 
         monkeypatch.setattr(janitor, "free_suffix", and_then_the_other_one)
@@ -685,7 +685,7 @@ def test_two_janitors_that_put_the_same_file_back_do_not_trip_over_each_other(
 
 
 def test_the_janitor_sweeps_empty_folders_halves_and_dead_daemons_files_after_a_lease(share: Share) -> None:
-    work = share.layout.work
+    work = share.work
     with opened(share, lease_s=100.0) as door:
         (work / "cam1" / "deep").mkdir(parents=True)
         (work / ".bare.jpg").mkdir()
@@ -703,7 +703,7 @@ def test_the_janitor_sweeps_empty_folders_halves_and_dead_daemons_files_after_a_
         door._look_at_work(1102.0)
         door._look_at_work(1203.0)
         assert not (work / "cam1").exists()
-        assert door._life.path.exists()
+        assert door._life.path.path.exists()
         assert door._lives._seen.keys() <= {"a-folder"}
 
 
@@ -724,10 +724,10 @@ def test_what_lies_in_a_claim_of_a_daemon_that_lives_is_left_alone(share: Share)
 def test_a_share_that_stays_away_is_told_once(share: Share, logged: list[str]) -> None:
     with Daemon(share, quiet_s=0.0, rescan_s=0.02) as daemon:
         wait_until(lambda: daemon.door.scans > 0)
-        share.layout.input.rename(share.root / "gone")
+        share.input.rename(share.root / "gone")
         wait_until(lambda: "share" in daemon.door._alarms)
         scans = daemon.door.scans
-        (share.root / "gone").rename(share.layout.input)
+        (share.root / "gone").rename(share.input)
         wait_until(lambda: daemon.door.scans > scans)
         wait_until(lambda: "share" not in daemon.door._alarms)
     assert sum("alarm (share): " in line for line in logged) == 1

@@ -35,7 +35,7 @@ def share(tmp_path: Path) -> Share:
 
 
 def picture(share: Share, name: str, folder: str = "input", seed: int = 0) -> None:
-    path = getattr(share.layout, folder) / name
+    path = getattr(share, folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture_bytes(seed=seed))
 
@@ -227,7 +227,7 @@ def test_labels_and_negative_points_reach_the_prompt(share: Share) -> None:
     )
     share.drop("annotations.xml", xml(("dog.jpg", shapes)))
     share.run_once()
-    prompt = json.loads((share.layout.done / "dog.annotations.json").read_text())
+    prompt = json.loads((share.done / "dog.annotations.json").read_text())
     assert [o["label"] for o in prompt["objects"]] == ["dog"]
     assert [p["label"] for p in prompt["objects"][0]["points"]] == [0, 0]
 
@@ -251,8 +251,8 @@ def test_whatever_is_in_the_way_of_a_prompt_the_other_pictures_are_answered(
     other.mkdir()
     picture(share, "dog.jpg")
     share.drop("file", "")
-    for link, target in (("link", other), ("dangling", other / "nowhere"), ("loop", share.layout.input / "loop")):
-        (share.layout.input / link).symlink_to(target)
+    for link, target in (("link", other), ("dangling", other / "nowhere"), ("loop", share.input / "loop")):
+        (share.input / link).symlink_to(target)
     share.drop("annotations.xml", xml(*((name, BOXED) for name in (*names, "dog.jpg"))))
     counts = share.run_once(rescan_s=0.1)
     assert (counts.answered, counts.rejected) == (1, 0)
@@ -321,7 +321,7 @@ def test_a_copy_of_the_picture_that_is_named_in_done_is_as_good(share: Share) ->
 @pytest.mark.parametrize("boxes", ["", BOXED, '<points label="negative" points="1,1"/>'])
 def test_check_says_of_a_file_what_the_folder_says(share: Share, name: str, shapes: str, boxes: str) -> None:
     share.drop("annotations.xml", xml((name, shapes + boxes)))
-    (finding,) = check([share.layout.input / "annotations.xml"])
+    (finding,) = check([share.input / "annotations.xml"])
     counts = share.run_once()
     assert (finding.error is None) == (counts.rejected == 0)
     if finding.error:
@@ -404,10 +404,10 @@ def test_the_prompt_is_the_very_one_that_the_command_writes(share: Share, tmp_pa
     text = xml(("cam1/dog é&amp;'~2.jpg", shapes))
     (tmp_path / "annotations.xml").write_text(text, encoding="utf-8")
     written = tmp_path / "other" / "in"
-    assert prompts.write(tmp_path / "annotations.xml", share.layout.input, written) is ExitCode.OK
+    assert prompts.write(tmp_path / "annotations.xml", share.input, written) is ExitCode.OK
     share.drop("annotations.xml", text)
     assert share.run_once().answered == 1
-    made = share.layout.done / "cam1/dog é&'~2.annotations.json"
+    made = share.done / "cam1/dog é&'~2.annotations.json"
     assert made.read_bytes() == (written / "cam1/dog é&'~2.json").read_bytes()
 
 

@@ -33,6 +33,7 @@ from sam_poll import cli
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import DeviceError
 from sam_poll.types import Embedding, Picture, Prepared
+from tools import audited
 
 MAGENTA = (255, 0, 255)
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.utime", "os.truncate"}
@@ -53,7 +54,7 @@ class Steps:
         """Steps of the counted kind so far."""
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if event not in _STEPS or not self._on_share(args[0]):
+        if event not in _STEPS or not any(path.startswith(self._share) for path in audited.paths(event, args)):
             return
         changes = event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR))
         if changes or self._errno:
@@ -72,12 +73,6 @@ class Steps:
             os.kill(os.getpid(), self._signal)
         else:
             raise OSError(self._errno, os.strerror(self._errno))
-
-    def _on_share(self, path: Any) -> bool:
-        try:
-            return os.fsdecode(path).startswith(self._share)
-        except TypeError:  # a file's number
-            return False
 
 
 def poison(tally: Path) -> None:
@@ -126,6 +121,7 @@ def main() -> None:
     given = os.environ
     if "CHAOS_SHARE" in given:
         lag_s, at = float(given.get("CHAOS_LAG_MS", "0")) / 1000, int(given.get("CHAOS_STEP", "0"))
+        audited.begin()
         sys.addaudithook(Steps(given["CHAOS_SHARE"], lag_s, at, given.get("CHAOS_BLOW", "SIGKILL")))
     if "CHAOS_POISON" in given:
         poison(Path(given["CHAOS_POISON"]))

@@ -29,6 +29,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.types import Document
 from tests.redis_server import Server
+from tools import audited
 from tools.chaos_jobs import pair
 
 COUNTED = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir", "os.listdir", "os.link", "os.utime", "open"}
@@ -42,10 +43,11 @@ class Steps:
     def __init__(self, folder: Path) -> None:
         self._folder, self._on = str(folder), False
         self.found: Counter[str] = Counter()
+        audited.begin()
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, given: tuple[Any, ...]) -> None:
-        if self._on and event in COUNTED and given and str(given[0]).startswith(self._folder):
+        if self._on and event in COUNTED and any(p.startswith(self._folder) for p in audited.paths(event, given)):
             self.found[event.removeprefix("os.")] += 1
 
     def __enter__(self) -> Steps:
@@ -82,7 +84,7 @@ def measure(root: Path, server: Server, jobs: int) -> None:
     """Hand out, take over and deliver so many jobs, each by itself."""
     share, say = root / "share", sys.stdout.write
     drop(share, jobs)
-    layout = Layout(*(share / n for n in ("in", "work", "out", "done", "failed")))
+    layout = Layout.below(share)
     manners, stop = Manners(quiet_s=0.0, rescan_s=0.5), threading.Event()
     steps = Steps(share)
     watcher = WatcherDoor(layout, manners, lambda share: Line(server.link(), share, 30.0), jobs, ())

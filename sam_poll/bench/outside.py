@@ -100,8 +100,8 @@ class OurSide:
     def run(self, picture: Path, prompt: Path, out: Path) -> Clock:
         """One pair, moved into the share and answered there; `out` is not used."""
         clock = Clock()
-        picture.rename(self._layout.input / picture.name)
-        prompt.rename(self._layout.input / prompt.name)
+        picture.rename(self._layout.input.path / picture.name)
+        prompt.rename(self._layout.input.path / prompt.name)
         job = clock("share", lambda: next(self._jobs))
         assert not isinstance(job.prompts, Everything)
         seen = clock("decode", lambda: images.decode(job.picture.read_bytes(), cover=SIDE))

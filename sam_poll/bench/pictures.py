@@ -22,6 +22,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.errors import PictureError
 from sam_poll.fs import write_synced
 from sam_poll.images import read_header
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Box, Pixels, Size
 
 QUALITY = 92  # with it the made 20-megapixel photograph has about 6 MB, as a camera's
@@ -139,7 +140,7 @@ def prompt_body(boxes: Sequence[Box]) -> bytes:
 
 def layout_in(root: Path) -> Layout:
     """A share in this folder; `in/` is made."""
-    layout = Layout(root / "in", root / "work", root / "out", root / "done", root / "failed")
+    layout = Layout.below(root)
     layout.input.mkdir(parents=True)
     return layout
 
@@ -160,6 +161,6 @@ class Supply:
         self._count += 1
         stem = f"p{self._count:06d}"
         pair = Pair(self._folder / f"{stem}.jpg", self._folder / f"{stem}.json")
-        write_synced(pair.picture, stamped(subject.jpegs[which], serial or stem))
-        write_synced(pair.prompt, prompt_body(subject.boxes[which]))
+        write_synced(SafePath.beside(pair.picture), stamped(subject.jpegs[which], serial or stem))
+        write_synced(SafePath.beside(pair.prompt), prompt_body(subject.boxes[which]))
         return pair

@@ -173,12 +173,12 @@ class Daemon(Child):
         wanted = {f"{pair.picture.stem}{suffix}" for pair in pairs for suffix in ANSWERS}
         started = time.perf_counter()
         for pair in pairs:
-            pair.picture.rename(self.layout.input / pair.picture.name)
-            pair.prompt.rename(self.layout.input / pair.prompt.name)
-        self._until(lambda: wanted <= _names(self.layout.output))
+            pair.picture.rename(self.layout.input.path / pair.picture.name)
+            pair.prompt.rename(self.layout.input.path / pair.prompt.name)
+        self._until(lambda: wanted <= _names(self.layout.output.path))
         seconds = time.perf_counter() - started
-        self._until(lambda: len(_names(self.layout.done)) >= 2 * len(pairs))
-        for folder in (self.layout.output, self.layout.done):
+        self._until(lambda: len(_names(self.layout.done.path)) >= 2 * len(pairs))
+        for folder in (self.layout.output.path, self.layout.done.path):
             for name in _names(folder):
                 (folder / name).unlink()
         return seconds
@@ -198,7 +198,7 @@ class Daemon(Child):
     def _check(self, waited_s: float) -> None:
         if self.process.poll() is not None:
             raise self.trouble(f"ended with {self.process.returncode}")
-        if self.layout.failed.is_dir() and _names(self.layout.failed):
+        if self.layout.failed.is_dir() and _names(self.layout.failed.path):
             raise self.trouble("a job was rejected")
         if waited_s > _PATIENCE_S:
             raise self.trouble(f"no answer within {_PATIENCE_S:.0f} s")

@@ -23,6 +23,7 @@ from sam_poll.cvat.shapes import FramePicture, fills
 from sam_poll.errors import CvatError, ExitCode, InputError, PictureError, SamPollError, ShareError
 from sam_poll.formats.cvat import flat
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Document, Job, Result
 
 _AHEAD = 4  # pictures fetched while others are answered; as many connections as the SDK keeps open
@@ -155,7 +156,7 @@ def from_folder(root: Path) -> Callable[[FramePicture], bytes]:
 
     def fetch(frame: FramePicture) -> bytes:
         try:
-            return bytesof.read(path_below(root, frame.name))[0]
+            return bytesof.read(SafePath.beside(path_below(root, frame.name)))[0]
         except OSError as error:
             remedy = "give the folder that the names in the task begin in, or leave --images out"
             raise PictureError(f"cannot be read: {error.strerror}", remedy=remedy) from None

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from sam_poll.errors import ShareError, UsageError
 from sam_poll.fs import shown, write_whole
+from sam_poll.safe_path import SafePath
 
 
 def state_folder(environment: Mapping[str, str], chosen: Path | None = None) -> Path:
@@ -86,7 +87,7 @@ class Journal:
         name = f"{frame:06d}-{digest(sorted(answers))}.json"
         body = json.dumps(answers, separators=(",", ":")).encode()
         try:
-            write_whole(self._answers / name, body)
+            write_whole(SafePath.at(self._answers) / name, body)
         except OSError as error:
             raise _unusable(self.folder, error) from None
 
@@ -143,7 +144,7 @@ class Journal:
     def write(self, value: Mapping[str, Any]) -> None:
         """The journal's one value, whole."""
         try:
-            write_whole(self.folder / "journal.json", json.dumps(value, indent=1).encode())
+            write_whole(SafePath.at(self.folder) / "journal.json", json.dumps(value, indent=1).encode())
         except OSError as error:
             raise _unusable(self.folder, error) from None
 

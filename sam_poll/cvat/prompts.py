@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import filecmp
 import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -31,6 +30,7 @@ from sam_poll.doors.layout import walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import ExitCode, InputError, PictureError, PromptError, UsageError
 from sam_poll.reporting import say
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Size
 
 _SAID = 20  # troubles told one by one; the rest is counted
@@ -126,16 +126,16 @@ class _Work:
         copies: bool,
         tally: Tally,
     ) -> None:
-        self._root, self._output = root.resolve(), output.resolve()
-        self._done = self._output.parent / "done"
+        self._root, self._output = root.resolve(), SafePath.at(output.resolve())
+        self._work, self._done = (SafePath.at(self._output.path.parent / name) for name in ("work", "done"))
         self._labels, self._negatives, self._copies, self._tally = frozenset(labels), negatives, copies, tally
         paths = _pictures_below(self._root)
-        self._pictures = Pictures(paths, _inside(self._output, self._root))
+        self._pictures = Pictures(paths, _inside(self._output.path, self._root))
         targets = {self._target(path)[0] for path in paths}
         if self._output.is_dir():
-            targets.update(_pictures_below(self._output))
+            targets.update(_pictures_below(self._output.path))
         self._stems = Counter(posixpath.splitext(target)[0] for target in targets)
-        self._touched: set[Path] = set()
+        self._touched: set[SafePath] = set()
 
     def found(self, sources: Sequence[Source]) -> list[tuple[Source, str]]:
         """The sources with their pictures; the others are passed over."""
@@ -203,12 +203,12 @@ class _Work:
         self._written(prompt, body)
         self._tally.written += 1
 
-    def _target(self, path: str) -> tuple[str, Path | None]:
+    def _target(self, path: str) -> tuple[str, SafePath | None]:
         """Where a picture belongs below the output, and the folder of the share that it lies in already."""
         there = self._root / path
         for folder in (self._output, self._done):
-            if there.is_relative_to(folder):
-                return there.relative_to(folder).as_posix(), folder
+            if there.is_relative_to(folder.path):
+                return there.relative_to(folder.path).as_posix(), folder
         return path, None
 
     def _names(self, target: str) -> tuple[str, str]:
@@ -219,7 +219,7 @@ class _Work:
 
     def _at_work(self, target: str, body: bytes) -> bool:
         """Whether a daemon is answering this very prompt."""
-        folder = self._output.parent / "work" / posixpath.dirname(target)
+        folder = self._work / posixpath.dirname(target)
         for name in map(posixpath.basename, self._names(target)):
             for label in (posixpath.basename(target), name):  # of a pair, and of a lone prompt
                 outer = folder / outer_name(label)
@@ -243,12 +243,13 @@ class _Work:
         newer = fs.with_suffix(self._done / target, "~2")
         for other in (self._output / target, newer):
             if fs.exists(other):
+                there = other.path.relative_to(self._output.path.parent)
                 raise PromptError(
-                    f"another picture would be taken for it: {fs.shown(other.relative_to(self._output.parent))}",
+                    f"another picture would be taken for it: {fs.shown(there)}",
                     remedy="give a copy of the picture by --images, from a folder outside the share",
                 )
 
-    def _copy(self, picture: Path, target: Path) -> None:
+    def _copy(self, picture: Path, target: SafePath) -> None:
         if fs.exists(target):
             if _same(picture, target):
                 return
@@ -256,12 +257,12 @@ class _Work:
                 f"another picture of this name lies there already: {fs.shown(target.name)}",
                 remedy="wait until it is answered, or move it away",
             )
-        data, seen = bytesof.read(picture)
-        bytesof.check_unchanged(picture, seen)
+        data, seen = bytesof.read(SafePath.beside(picture))
+        bytesof.check_unchanged(SafePath.beside(picture), seen)
         self._written(target, data)
         self._tally.copied += 1
 
-    def _written(self, path: Path, body: bytes) -> None:
+    def _written(self, path: SafePath, body: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fs.write_whole(path, body)
@@ -273,7 +274,11 @@ class _Work:
 
 
 def _pictures_below(root: Path) -> list[str]:
-    return [path for path, entry in walk(root) if images.is_picture(entry.name) and not is_temporary(entry.name)]
+    return [
+        path
+        for path, entry in walk(SafePath.at(root))
+        if images.is_picture(entry.name) and not is_temporary(entry.name)
+    ]
 
 
 def _inside(inner: Path, outer: Path) -> str | None:
@@ -283,28 +288,28 @@ def _inside(inner: Path, outer: Path) -> str | None:
     return inner.relative_to(outer).as_posix() + "/"
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: SafePath) -> list[SafePath]:
     try:
-        return list(folder.iterdir())
+        return [folder / name for name in folder.names()]
     except OSError as error:
         if error.errno in fs.NOT_THERE:
             return []
         raise
 
 
-def _holds(path: Path, body: bytes) -> bool:
+def _holds(path: SafePath, body: bytes) -> bool:
     try:
-        return path.stat().st_size == len(body) and path.read_bytes() == body
+        return path.lstat().st_size == len(body) and path.read_bytes() == body
     except OSError as error:
         if error.errno in fs.NOT_THERE:
             return False
         raise
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(one: Path, other: SafePath) -> bool:
     """Whether two files have the same bytes; no, where one is not there."""
     try:
-        return filecmp.cmp(one, other, shallow=False)
+        return fs.same(SafePath.beside(one), other)
     except OSError as error:
         if error.errno in fs.NOT_THERE:
             return False
@@ -314,13 +319,13 @@ def _same(one: Path, other: Path) -> bool:
 def _size(path: Path) -> Size:
     """A picture's size, from the beginning of its file where that tells. PictureError."""
     try:
-        with fs.open_plain(path) as file:
+        with SafePath.beside(path).open() as file:
             head = file.read(_HEAD)
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror}", remedy="let it be readable") from None
     with contextlib.suppress(PictureError):
         return images.read_header(head).size
-    return images.read_header(bytesof.read(path)[0]).size
+    return images.read_header(bytesof.read(SafePath.beside(path))[0]).size
 
 
 def _check(body: bytes, size: Size) -> None:

@@ -34,6 +34,7 @@ from sam_poll.errors import CvatError, ExitCode, InputError, UsageError
 from sam_poll.formats import FormatOptions
 from sam_poll.formats.merge import merge_cvat
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Size
 
 ENDING = ".cvat.xml"
@@ -93,11 +94,12 @@ def read(folder: Path, wish: Wish) -> Found:
         raise UsageError("leads out of the share", place="--share-prefix")
     if not folder.is_dir():
         raise UsageError("there is no such folder", place=shown(folder))
-    names = sorted(name for name, _ in walk(folder) if name.endswith(ENDING))
+    answers = SafePath.at(folder)
+    names = sorted(name for name, _ in walk(answers) if name.endswith(ENDING))
     if not names:
         remedy = "add `cvat` to `formats` and answer again"
         raise UsageError(f"no {ENDING} files", place=shown(folder), remedy=remedy)
-    merged = merge_cvat((name, (folder / name).read_bytes()) for name in names)
+    merged = merge_cvat((name, (answers / name).read_bytes()) for name in names)
     found = Found()
     for _, image in ET.iterparse(io.BytesIO(merged)):  # noqa: S314  merge_cvat wrote it
         if image.tag != "image":

@@ -15,6 +15,7 @@ from sam_poll.annotations import Annotated, files, yolo
 from sam_poll.doors.layout import walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import InputError, PromptError, UsageError
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Size
 
 MAX_BYTES = 2 << 30
@@ -99,7 +100,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _folder(root: Path, refused: Callable[[str, InputError], None]) -> list[Source]:
-    names = sorted(name for name, entry in walk(root) if not is_temporary(entry.name))
+    names = sorted(name for name, entry in walk(SafePath.at(root)) if not is_temporary(entry.name))
     texts = [name for name in names if name.lower().endswith(".txt") and name[:-4].lower() not in yolo.LISTS]
     jsons = [name for name in names if name.lower().endswith(".json")]
     if bool(texts) == bool(jsons):

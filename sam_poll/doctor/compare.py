@@ -23,6 +23,7 @@ from sam_poll.doctor.findings import Finding, remedy_of
 from sam_poll.engines import resolve
 from sam_poll.errors import ModelError, PictureError
 from sam_poll.fs import write_whole
+from sam_poll.safe_path import SafePath
 from sam_poll.settings import Settings
 from sam_poll.types import Box, Engine, Mask, ModelInfo, Prompt, Size
 
@@ -151,7 +152,7 @@ def _written(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, mask in masks.items():
-            path = out / f"{stem}.{name}.png"
+            path = SafePath.at(out) / f"{stem}.{name}.png"
             write_whole(path, png.encode(geometry.paste(mask, size).astype(np.uint8) * np.uint8(255)))
             paths.append(str(path))
     except OSError as error:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from loguru import logger
 
@@ -29,6 +30,7 @@ from sam_poll.doors.proof import PROBE, SENTINEL, prove
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ShareError
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 from sam_poll.settings import Settings, absolute
 
 LIMIT_S = 20.0  # for each look: a hanging NFS mount answers after minutes, or never
@@ -36,7 +38,6 @@ SKEW_S = 10.0  # a share's times are shown to people only (`status`); FAT's are 
 GIB = 2**30
 _LITTLE = 1 * GIB  # bytes free; below, some thousand answers of 20 megapixels do not fit any more
 _NOTHING = 16 * 2**20
-_TRIES = 20  # as `proof`
 
 
 def input_of(path: Path, limit_s: float = LIMIT_S) -> Path:
@@ -87,7 +88,7 @@ def _missing(layout: Layout) -> list[str]:
 
 def _folders(layout: Layout) -> Iterator[Finding]:
     missing, place = _missing(layout), str(layout.input)
-    if "input" in missing and not os.path.lexists(layout.input) and not layout.input.parent.is_dir():
+    if "input" in missing and not os.path.lexists(layout.input.path) and not layout.input.path.parent.is_dir():
         remedy = f"mount it, or `mkdir -p {layout.input}`"
         raise ShareError("the share is not there", place=place, remedy=remedy)
     if not missing:
@@ -100,7 +101,7 @@ def _folders(layout: Layout) -> Iterator[Finding]:
     else:
         yield Finding("share", "folders", "ok", what, place)
     for name in missing:
-        yield from _makeable(name, layout.folders[name])
+        yield from _makeable(name, layout.folders[name].path)
 
 
 def _makeable(name: str, folder: Path) -> Iterator[Finding]:
@@ -125,11 +126,11 @@ def _above(folder: Path) -> Path:
 
 
 def _file_system(layout: Layout) -> Iterator[Finding]:
-    kinds = {name: file_system(folder) for name, folder in layout.folders.items() if folder.is_dir()}
+    kinds = {name: file_system(folder.path) for name, folder in layout.folders.items() if folder.is_dir()}
     named = sorted({kind or "unknown" for kind in kinds.values()})
     network = [kind for kind in named if is_network(kind)]
     what = f"{', '.join(named)} ({'over the network, or like it' if network else 'on this machine'})"
-    flags = {name: os.statvfs(layout.folders[name]).f_flag for name in kinds}
+    flags = {name: os.statvfs(layout.folders[name].path).f_flag for name in kinds}
     read_only = [name for name, flag in flags.items() if flag & os.ST_RDONLY]
     if read_only:
         place = str(layout.folders[read_only[0]])
@@ -166,7 +167,7 @@ def _rename(layout: Layout, settings: Settings) -> Iterator[Finding]:
         return
     prove(layout, sentinel)
     with contextlib.suppress(FileNotFoundError):
-        (layout.work / SENTINEL).read_bytes()  # OSError: of another user, and not for us
+        (layout.work / SENTINEL).read_bytes(100)  # OSError: of another user, and not for us
     yield from _closed(layout, os.R_OK, "it may not be read")  # which a file that travels does not need
     yield Finding("share", "rename", "ok", "a file travelled through all five folders, and was removed")
 
@@ -174,7 +175,7 @@ def _rename(layout: Layout, settings: Settings) -> Iterator[Finding]:
 def _closed(layout: Layout, rights: int, what: str) -> Iterator[Finding]:
     """The folders that are there, and that this user has not these rights to."""
     for name, folder in layout.folders.items():
-        if folder.is_dir() and not os.access(folder, rights):
+        if folder.is_dir() and not os.access(folder.path, rights):
             remedy = remedy_of(PermissionError(errno.EACCES, ""))
             yield Finding("share", name, "problem", what, str(folder), remedy)
 
@@ -185,13 +186,13 @@ def _foreseen(layout: Layout, sentinel: Path | None) -> Iterator[Finding]:
         remedy = "mount the share; on a new one make the file once, with touch"
         yield Finding("share", "sentinel", "problem", "it is missing: the share counts as away", str(sentinel), remedy)
     yield from _closed(layout, os.R_OK | os.W_OK | os.X_OK, "it may not be read and written to")
-    here = _above(layout.input)
-    apart = [name for name, folder in layout.folders.items() if _above(folder).stat().st_dev != here.stat().st_dev]
+    here = _above(layout.input.path)
+    apart = [name for name, folder in layout.folders.items() if _above(folder.path).stat().st_dev != here.stat().st_dev]
     if not apart:
         yield Finding("share", "rename", "ok", "not tried: some of its folders are not made yet")
         return
     what = f"`input` and {', '.join(f'`{name}`' for name in apart)} are on different file systems: renaming fails"
-    place = f"{here} → {_above(layout.folders[apart[0]])}"
+    place = f"{here} → {_above(layout.folders[apart[0]].path)}"
     remedy = "put all five folders on one mount (in Docker: mount their parent, not each of them)"
     yield Finding("share", "rename", "problem", what, place, remedy)
 
@@ -199,10 +200,10 @@ def _foreseen(layout: Layout, sentinel: Path | None) -> Iterator[Finding]:
 def _space(layout: Layout) -> Iterator[Finding]:
     seen: set[int] = set()
     for name, folder in layout.folders.items():
-        if not folder.is_dir() or folder.stat().st_dev in seen:
+        if not folder.is_dir() or folder.lstat().st_dev in seen:
             continue
-        seen.add(folder.stat().st_dev)
-        usage, files = shutil.disk_usage(folder), os.statvfs(folder)
+        seen.add(folder.lstat().st_dev)
+        usage, files = shutil.disk_usage(folder.path), os.statvfs(folder.path)
         what = f"{usage.free / GIB:,.1f} of {usage.total / GIB:,.1f} GiB free"
         inodes = files.f_files > 0 and files.f_favail == 0
         if usage.free < _NOTHING or inodes:
@@ -218,7 +219,7 @@ def _clock(layout: Layout) -> Iterator[Finding]:
     """The time that the share gives a file just written, beside ours."""
     if _missing(layout):
         return
-    before, stamped, after = _stamp(layout.input / PROBE)
+    before, stamped, after = _stamp(layout.input / f"{PROBE}-{uuid4().hex[:12]}")
     skew = 0.0 if before <= stamped <= after else min(stamped - before, stamped - after, key=abs)
     if abs(skew) <= SKEW_S:
         yield Finding("share", "clock", "ok", f"the share's and this machine's differ by {abs(skew):.1f} s at most")
@@ -231,25 +232,20 @@ def _clock(layout: Layout) -> Iterator[Finding]:
     yield Finding("share", "clock", "warning", what, str(layout.input), remedy)
 
 
-def _stamp(probe: Path) -> tuple[float, float, float]:
-    """Our time, the file's, and ours again. The next proof overwrites what we should leave of the file; a proof that
-    is made just now renames it away, so that there may be several tries."""
-    for patience in range(_TRIES, -1, -1):
-        before = time.time()
-        try:
-            probe.write_bytes(b"")
-            return before, probe.stat().st_mtime, time.time()
-        except FileNotFoundError:
-            if not patience:
-                raise
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink()
-    raise AssertionError("the last try returns or raises")
+def _stamp(probe: SafePath) -> tuple[float, float, float]:
+    """Our time, the time that the share gives a new file, and ours again, in seconds."""
+    before = time.time()
+    try:
+        with probe.create() as file:
+            stamped = os.fstat(file.fileno()).st_mtime
+        return before, stamped, time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _daemons(layout: Layout, settings: Settings) -> Iterator[Finding]:
-    if layout.work.exists() and not layout.work.is_dir():
+    if layout.work.path.exists() and not layout.work.is_dir():
         return  # told already
     now = time.time()
     found = [said for worker, path in sorted(lease.workers(layout.work)) if (said := lease.read(worker, path, now))]

@@ -18,11 +18,9 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from loguru import logger
@@ -42,6 +40,7 @@ from sam_poll.fs import (
     with_suffix,
     write_synced,
 )
+from sam_poll.safe_path import SafePath
 
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
@@ -91,11 +90,11 @@ class Found:
     """A claim seen in `work/`, whoever holds it. `hold` None: a name without a claim, of a daemon that died between."""
 
     folder: str
-    outer: Path
+    outer: SafePath
     hold: Hold | None = None
 
     @property
-    def path(self) -> Path:
+    def path(self) -> SafePath:
         """Where its files lie."""
         return self.outer / str(self.hold)
 
@@ -116,7 +115,7 @@ class Claim:
     """
 
     folder: str
-    outer: Path
+    outer: SafePath
     hold: Hold
     picture: str | None = None
     prompts: set[str] = field(default_factory=set)
@@ -130,7 +129,7 @@ class Claim:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> SafePath:
         """Where its files lie now."""
         return self.outer / str(self.hold)
 
@@ -154,7 +153,7 @@ class Claims:
         still_there: Callable[[], object],
         *,
         runs: bool = True,
-        advanced: Callable[[Path], Callable[[], None] | None] = lambda outer: None,
+        advanced: Callable[[SafePath], Callable[[], None] | None] = lambda outer: None,
     ) -> None:
         self._layout, self.worker, self._still_there, self.runs = layout, worker, still_there, runs
         self._advanced = advanced
@@ -245,8 +244,8 @@ class Claims:
         self._sort_out_report(claim)
         return claim
 
-    def _prompts_in(self, path: Path) -> list[str]:
-        return [entry.name for entry in path.iterdir() if self._layout.is_prompt(entry.name)]
+    def _prompts_in(self, path: SafePath) -> list[str]:
+        return [name for name in path.names() if self._layout.is_prompt(name)]
 
     # ── ending ──
 
@@ -291,8 +290,8 @@ class Claims:
 
     def note(self, claim: Claim) -> bytes | None:
         """What `hand_back` has noted, if anything."""
-        with contextlib.suppress(FileNotFoundError), (claim.path / _HELD).open("rb") as file:
-            return file.read(_MAX_NOTE)
+        with contextlib.suppress(FileNotFoundError):
+            return (claim.path / _HELD).read_bytes(_MAX_NOTE)
         return None
 
     def free(self, claim: Claim, place: str, names: Collection[str] | None = None) -> str:
@@ -362,7 +361,7 @@ class Claims:
 
     def _names(self, claim: Claim) -> list[str]:
         try:
-            return sorted(entry.name for entry in claim.path.iterdir())
+            return sorted(claim.path.names())
         except FileNotFoundError:
             self.alive(claim)
             raise
@@ -396,15 +395,16 @@ class Claims:
         with contextlib.suppress(FileNotFoundError):  # nothing was moved there: it had vanished, or was deleted
             sync_folder(self._layout.folders[place] / claim.folder)
 
-    def _drop(self, outer: Path, path: Path | None) -> None:
+    def _drop(self, outer: SafePath, path: SafePath | None) -> None:
         """Remove an empty claim. What cannot be removed now is an orphan for the janitor."""
         with contextlib.suppress(OSError):
             if path:
                 try:
                     path.rmdir()
                 except OSError:  # it is not empty
-                    for entry in path.glob(".*"):
-                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    for name in path.names():
+                        if name.startswith("."):
+                            _remove(path / name)
                     path.rmdir()
             outer.rmdir()
 
@@ -429,45 +429,55 @@ class Listing(NamedTuple):
     ours: list[str]
 
 
-def listing(work: Path) -> Listing:
+def listing(work: SafePath) -> Listing:
     """One walk through `work/`. Links are not followed. OSError."""
     claims, strays, empty, ours = found = Listing([], [], [], [])
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
-            with os.scandir(work / folder) as scan:
-                entries = list(scan)
+            with (work / folder).scandir() as scan:
+                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
         except (FileNotFoundError, NotADirectoryError):
             if not folder:
                 raise
             continue
         if folder and not entries:
             empty.append(folder)
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
+        for name, is_dir in entries:
+            path = f"{folder}/{name}" if folder else name
+            if not is_dir:
+                if not name.startswith("."):
                     strays.append(path)
-                elif not folder and entry.name.startswith(TEMP_PREFIX):
+                elif not folder and name.startswith(TEMP_PREFIX):
                     ours.append(path)
-            elif entry.name.startswith("."):
-                claims.extend(claims_in(folder, Path(entry.path)))
+            elif name.startswith("."):
+                claims.extend(claims_in(folder, work / path))
             else:
                 pending.append(path)
     return found
 
 
-def claims_in(folder: str, outer: Path) -> Iterator[Found]:
+def claims_in(folder: str, outer: SafePath) -> Iterator[Found]:
     """The claims of one name; a name without a claim is one without a hold."""
     try:
-        names = [entry.name for entry in outer.iterdir()]
+        with outer.scandir() as entries:
+            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
         return
-    holds = [hold for hold in map(Hold.parse, names) if hold]
+    # a link or a file that is called like a claim is none
+    holds = [hold for name, is_dir in names.items() if is_dir and (hold := Hold.parse(name))]
     yield from (Found(folder, outer, hold) for hold in holds)
     if not names:
         yield Found(folder, outer)
+
+
+def _remove(path: SafePath) -> None:
+    """Remove a file, a link, or a folder with all that lies in it. OSError."""
+    if path.is_dir():
+        path.remove_tree()
+    else:
+        path.unlink()
 
 
 def outer_name(name: str) -> str:
@@ -478,7 +488,7 @@ def outer_name(name: str) -> str:
     return f".{name}"
 
 
-def _make(folder: Path, *, parents: bool = True) -> bool:
+def _make(folder: SafePath, *, parents: bool = True) -> bool:
     """mkdir as a claim. False: it is there already, or (without `parents`) what it should lie in has just gone."""
     try:
         folder.mkdir()

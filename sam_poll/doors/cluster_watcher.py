@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -30,6 +29,7 @@ from sam_poll.doors.redis_link import Pauses, Trouble
 from sam_poll.doors.scan import Manners, Ready, by_picture
 from sam_poll.errors import LostError
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse
 from sam_poll.types import Job
 
@@ -56,7 +56,7 @@ class Sender:
         self, line: Line, ahead: int, pulse: Pulse | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._line, self._ahead, self._pulse, self._clock = line, ahead, pulse or Pulse(), clock
-        self._waiting: dict[Path, _Waiting] = {}
+        self._waiting: dict[SafePath, _Waiting] = {}
         self._lock = threading.Lock()
         self._wake, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
@@ -87,7 +87,7 @@ class Sender:
                 self._waiting[claim.path] = _Waiting(found, Word(below, claim.hold.generation, first=first))
                 self._wake.set()
 
-    def forget_all_but(self, own: set[Path]) -> None:
+    def forget_all_but(self, own: set[SafePath]) -> None:
         """Only these claims still bear our name."""
         with self._lock:
             self._waiting = {path: one for path, one in self._waiting.items() if path in own}
@@ -287,6 +287,6 @@ class WatcherDoor(FolderDoor):
             stop.wait(_ROOM_S)
         self.sender.hasten(False)
 
-    def _listed(self, own: set[Path]) -> None:
+    def _listed(self, own: set[SafePath]) -> None:
         self._desk.forget_all_but(own)
         self.sender.forget_all_but(own)

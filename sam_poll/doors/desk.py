@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from loguru import logger
 
@@ -27,6 +26,7 @@ from sam_poll.doors.settle import job_id
 from sam_poll.doors.spread import Spreader
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Everything, Job, Mosaic
 
 _LONGEST_SUFFIX = 24  # `.overlay.jpg`, `.mask.10000.png`, `.error.json`, `~2`
@@ -74,8 +74,8 @@ class Desk:
         self._scratch, self._most_mosaics = scratch, most
         self._spreader = Spreader(layout, going)
         self._lock = threading.Lock()
-        self._claimed: dict[Path, Claim] = {}
-        self._ended: set[Path] = set()
+        self._claimed: dict[SafePath, Claim] = {}
+        self._ended: set[SafePath] = set()
         self.recovered = 0
 
     @property
@@ -87,7 +87,7 @@ class Desk:
         """Whether a claim of this daemon's name is really at work here."""
         return self.holds(found.outer)
 
-    def holds(self, outer: Path) -> bool:
+    def holds(self, outer: SafePath) -> bool:
         """Whether the claim of this name is at work here."""
         with self._lock:
             return outer in self._claimed
@@ -375,7 +375,7 @@ class Desk:
             generation=claim.hold.generation,
             attempt=claim.hold.attempt,
         )
-        kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, Path)
+        kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, SafePath)
         if not kept:
             return job
         claim.mosaics.add(prompt)
@@ -386,8 +386,7 @@ class Desk:
         folders = (self._layout.input, self._layout.done)
         claim_shares = ticket.claim.shares_stem or self._scanner.shares_stem(named)
         # Who else is in `in/` or at work the scan has seen; one that has come since then sees this one at work.
-        done = str(self._layout.done / os.path.splitext(named)[0])
-        others = [other for other in spellings(done) if other != str(self._layout.done / named)]
+        others = [self._layout.done / other for other in spellings(os.path.splitext(named)[0]) if other != named]
         twin = os.path.splitext(ticket.rel)[0] + ".json"
         return job_id(
             ticket.rel,
@@ -399,7 +398,7 @@ class Desk:
             and (os.path.basename(twin) in ticket.claim.prompts or any(exists(folder / twin) for folder in folders)),
         )
 
-    def _outer(self, rel: str) -> Path:
+    def _outer(self, rel: str) -> SafePath:
         folder, _, name = rel.rpartition("/")
         return self._layout.work / folder / outer_name(name)
 
@@ -438,7 +437,7 @@ class Desk:
                 self._ended.add(claim.outer)
                 del self._claimed[claim.outer]
 
-    def forget_all_but(self, paths: Collection[Path]) -> None:
+    def forget_all_but(self, paths: Collection[SafePath]) -> None:
         """Of what was claimed here, only these are still ours."""
         with self._lock:
             self._claimed = {outer: claim for outer, claim in self._claimed.items() if claim.path in paths}

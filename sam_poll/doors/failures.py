@@ -12,13 +12,15 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 
 from sam_poll import __version__
 from sam_poll.doors.layout import ERROR_ENDING
 from sam_poll.errors import SamPollError
 from sam_poll.fs import NAME_MAX, cut, exists
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Job
+
+_MAX_REPORT = 1 << 20
 
 
 def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
@@ -37,7 +39,7 @@ def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
     return json.dumps(body, indent=2).encode() + b"\n"
 
 
-def report_name(folder: Path, names: Sequence[str]) -> str | None:
+def report_name(folder: SafePath, names: Sequence[str]) -> str | None:
     """What a report on these files is to be called in its folder; None where it is about none."""
     if not names:
         return None
@@ -51,11 +53,11 @@ def report_name(folder: Path, names: Sequence[str]) -> str | None:
     raise AssertionError("unreachable")
 
 
-def files_of(report: Path) -> list[str]:
+def files_of(report: SafePath) -> list[str]:
     """The inputs that a report names. Plain names beside it and nothing else: anybody on the share can write one.
     OSError: it cannot be read now, which says nothing of what is in it."""
     try:
-        listed = json.loads(report.read_bytes()).get("files", [])
+        listed = json.loads(report.read_bytes(_MAX_REPORT)).get("files", [])
     except (ValueError, AttributeError):
         listed = []
     return [f for f in listed if isinstance(f, str) and f == os.path.basename(f) and f not in ("", ".", "..")]

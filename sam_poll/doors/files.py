@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sam_poll.errors import InputError, SamPollError, ShareError
 from sam_poll.fs import write_whole
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Document, Job
 
 
@@ -31,7 +32,7 @@ class FilesDoor:
 
     def deliver(self, job: Job, documents: Sequence[Document]) -> None:
         """Write the outputs whole. Somebody waits for a one-off, so what cannot be written is said, not tried again."""
-        base = self._output / job.id
+        base = SafePath.at(self._output) / job.id
         paths = [base.with_name(base.name + document.suffix) for document in documents]
         try:
             base.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ class FilesDoor:
             raise ShareError(
                 f"the answer cannot be written: {error.strerror or error}", place=str(base.parent)
             ) from error
-        self.written[job.id] = paths
+        self.written[job.id] = [path.path for path in paths]
 
     def reject(self, job: Job, error: SamPollError) -> None:
         """Tell the caller; the input stays where it is."""

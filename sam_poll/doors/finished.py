@@ -17,6 +17,7 @@ from sam_poll.doors.names import Unchanged
 from sam_poll.doors.settle import stems
 from sam_poll.fs import NOT_THERE, with_suffix
 from sam_poll.images import ENDINGS
+from sam_poll.safe_path import SafePath
 
 _FEW = 64  # so many prompts are looked up one by one; for more of them the folder is listed once
 _REST = 10.0  # a listing of a folder in done/ is followed by so many times its own length without one
@@ -95,11 +96,11 @@ class Finished:
             chosen += fresh
         return chosen, again
 
-    def _where(self, folder: str) -> str:
-        return str(self._layout.done / folder)
+    def _where(self, folder: str) -> SafePath:
+        return self._layout.done / folder
 
     @staticmethod
-    def _listed(where: str, prompts: dict[str, str | None]) -> list[str]:
+    def _listed(where: SafePath, prompts: dict[str, str | None]) -> list[str]:
         """Those of the prompts for which a picture of a fitting name may lie in a folder."""
         wanted: dict[str, list[str]] = {}
         for prompt, image in prompts.items():
@@ -107,7 +108,7 @@ class Finished:
                 wanted.setdefault(stem, []).append(prompt)
         found: dict[str, None] = {}
         try:
-            with os.scandir(where) as entries:
+            with where.scandir() as entries:
                 for entry in entries:
                     name = entry.name
                     for stem in (name, name[: name.rfind(".")]):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -32,7 +31,8 @@ from sam_poll.doors.proof import Sentinel, prove, unusable
 from sam_poll.doors.scan import Manners, Ready, Scanner, by_picture
 from sam_poll.doors.scratch import Scratch
 from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
-from sam_poll.fs import Whole, exists, shown, sync_folder, with_suffix
+from sam_poll.fs import Whole, exists, shown, suffixed, sync_folder
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse
 from sam_poll.types import Document, Job
 
@@ -90,7 +90,7 @@ class FolderDoor:
                     )
                 )
             except OSError as error:
-                raise unusable("work", Path(error.filename or layout.work), error) from error
+                raise unusable("work", error.filename or layout.work, error) from error
             self._lives = Watch(layout.work, manners.lease_s)
             advanced = self._scratch.advanced
             self._claims = Claims(layout, self._life.worker, self._sentinel.check, runs=self.runs, advanced=advanced)
@@ -263,7 +263,7 @@ class FolderDoor:
         """Parts of mosaics, for who has nothing else to do; of others' only for who stays."""
         return self._scratch.helps(self.hands, self._desk.holds, only_ours=self.manners.once)
 
-    def _listed(self, own: set[Path]) -> None:
+    def _listed(self, own: set[SafePath]) -> None:
         """These claims bear our name, at this look at `work/`."""
 
     def _taken(self, take: Callable[[], list[Job]]) -> list[Job]:
@@ -316,7 +316,7 @@ class FolderDoor:
                 ticket.suffix = self._claims.free(ticket.claim, "failed", self._desk.leaving(ticket))
             # On a second call what has left already was told before: a further report would be one too many.
             left = [name for name in self._desk.leaving(ticket) if exists(ticket.claim.path / name)]
-            names = [with_suffix(Path(name), ticket.suffix).name for name in left]
+            names = [suffixed(name, ticket.suffix) for name in left]
             if names and ticket.claim.hold.place is None:
                 self._claims.write_report(ticket.claim, report(names, job, error))
             self._desk.end(ticket, "failed", ticket.suffix)
@@ -389,7 +389,7 @@ class FolderDoor:
     @staticmethod
     def _held_of(ticket: Ticket, suffix: str, seconds: float, error: SamPollError | None) -> Held:
         claim = ticket.claim
-        files = {claim.below(with_suffix(Path(n), suffix).name): n for n in (claim.picture, ticket.prompt) if n}
+        files = {claim.below(suffixed(n, suffix)): n for n in (claim.picture, ticket.prompt) if n}
         seen = {file: signature for file, n in files.items() if (signature := look(claim.path / n))}
         return Held(list(files)[-1], seen, seconds, error)
 

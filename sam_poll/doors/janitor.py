@@ -33,7 +33,10 @@ class Janitor:
         self._since = {path: self._since.get(path, now) for path in (*listing.empty, *halves)}
         for path in [path for path, since in self._since.items() if now - since > self._lease_s]:
             with contextlib.suppress(OSError):
-                (self._layout.work / path).unlink() if path in halves else (self._layout.work / path).rmdir()
+                if path in halves:
+                    (self._layout.work / path).unlink()
+                else:
+                    (self._layout.work / path).rmdir()
         self._forget_the_dead(listing, now)
 
     def _forget_the_dead(self, listing: Listing, now: float) -> None:

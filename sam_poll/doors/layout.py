@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sam_poll.doors.settle import PROMPT_ENDINGS
 from sam_poll.errors import PromptError
-from sam_poll.fs import NO_FILE, open_plain, shown
+from sam_poll.fs import NO_FILE, shown
 from sam_poll.images import ENDINGS
+from sam_poll.safe_path import SafePath
 
 ERROR_ENDING = ".error.json"
 ANNOTATION_ENDINGS = frozenset({".xml"})
@@ -28,30 +31,42 @@ class Layout:
     deleted, not moved to `done`.
     """
 
-    input: Path
-    work: Path
-    output: Path
-    done: Path
-    failed: Path
+    input: SafePath
+    work: SafePath
+    output: SafePath
+    done: SafePath
+    failed: SafePath
     delete_input: bool = False
     prompt_endings: frozenset[str] = PROMPT_ENDINGS
     picture_endings: frozenset[str] = ENDINGS
     annotation_endings: frozenset[str] = ANNOTATION_ENDINGS
     suffixes: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def at(cls, *, input: Path, work: Path, output: Path, done: Path, failed: Path, **more: Any) -> Layout:
+        """Return the layout of five directories, as the settings name them."""
+        input_, work_, output_, done_, failed_ = map(SafePath.at, (input, work, output, done, failed))
+        return cls(input=input_, work=work_, output=output_, done=done_, failed=failed_, **more)
+
+    @classmethod
+    def below(cls, share: Path, **more: Any) -> Layout:
+        """Return the usual layout: `in`, `work`, `out`, `done`, `failed` in one directory."""
+        names = {"input": "in", "work": "work", "output": "out", "done": "done", "failed": "failed"}
+        return cls.at(**{name: share / folder for name, folder in names.items()}, **more)
+
     @property
-    def folders(self) -> dict[str, Path]:
+    def folders(self) -> dict[str, SafePath]:
         """All five by name."""
         return {k: getattr(self, k) for k in ("input", "work", "output", "done", "failed")}
 
     @property
     def share(self) -> Path:
         """What the names in CVAT are relative to: the deepest folder that holds input and done."""
-        return Path(os.path.commonpath([self.input.absolute().parent, self.done.absolute()]))
+        return Path(os.path.commonpath([self.input.path.parent, self.done.path]))
 
-    def share_name(self, path: Path) -> str:
+    def share_name(self, path: SafePath) -> str:
         """A picture as CVAT knows it, `done/cam1/dog.jpg`."""
-        return path.absolute().relative_to(self.share).as_posix()
+        return path.path.relative_to(self.share).as_posix()
 
     def is_prompt(self, name: str) -> bool:
         """Whether a file name is a prompt's, or that of annotations, which are many prompts."""
@@ -67,27 +82,26 @@ class Layout:
         return os.path.splitext(name)[1].lower() in self.picture_endings
 
 
-def prompt_bytes(path: Path, most: int) -> bytes:
+def prompt_bytes(path: SafePath, most: int) -> bytes:
     """What is in a prompt file, or in annotations; PromptError where it cannot be read. At most one byte more than is
     allowed, never through a link, and never waiting for a pipe: what was a file when it was listed may be something
     else by now."""
     try:
-        file = open_plain(path)
+        return path.read_bytes(most + 1)
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
         remedy = "let the daemon's user read it, then `sam-poll retry`"
         raise PromptError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
-    with file:
-        return file.read(most + 1)
 
 
 def walk(
-    root: Path,
+    root: SafePath,
     visited: Callable[[str], object] = lambda folder: None,
     closed: Callable[[str], object] = lambda folder: None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Regular files below a folder as (path relative to it with `/`, entry), without following any link.
+    """Regular files below a folder as (path relative to it with `/`, entry), without following any link. An entry may
+    be looked at until the next one is asked for.
 
     `visited` is told each subfolder's path, empty ones included, `closed` those that may not be read, which are passed
     over as those are that vanish meanwhile; a root that cannot be read raises OSError.
@@ -95,15 +109,15 @@ def walk(
     pending = [""]
     while pending:
         folder = pending.pop()
-        try:
-            entries = os.scandir(root / folder if folder else root)
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-            if not folder:
-                raise
-            if isinstance(error, PermissionError):
-                closed(folder)
-            continue
-        with entries:
+        with ExitStack() as stack:
+            try:
+                entries = stack.enter_context((root / folder).scandir())
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                if not folder:
+                    raise
+                if isinstance(error, PermissionError):
+                    closed(folder)
+                continue
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):

@@ -26,7 +26,8 @@ from uuid import uuid4
 from loguru import logger
 
 from sam_poll.alarms import Alarms
-from sam_poll.fs import TEMP_PREFIX
+from sam_poll.fs import NO_FILE, TEMP_PREFIX
+from sam_poll.safe_path import SafePath
 
 PREFIX = TEMP_PREFIX + "worker-"
 ENDING = ".json"
@@ -53,7 +54,7 @@ class Life:
 
     def __init__(
         self,
-        folder: Path,
+        folder: SafePath,
         lease_s: float,
         alarms: Alarms,
         *,
@@ -73,7 +74,7 @@ class Life:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> SafePath:
         """The file."""
         return self._folder / f"{PREFIX}{self.worker}{ENDING}"
 
@@ -99,11 +100,11 @@ class Life:
 
     def _open(self) -> None:
         """Locked before it has its name, so that nobody ever finds it without its lock."""
-        temporary = self._folder / f"{TEMP_PREFIX}{self._name}.tmp"
-        self._handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        temporary = self._folder / f"{TEMP_PREFIX}{self._name}-{uuid4().hex[:6]}.tmp"
+        self._handle = temporary.open_file(os.O_RDWR | os.O_CREAT | os.O_EXCL)
         tag = boot() if _lock(self._handle, exclusive=True) else _NO_LOCKS
         self.worker = f"{self._name}-{tag}"
-        temporary.replace(self.path)
+        temporary.rename(self.path)
 
     def _close(self) -> None:
         handle, self._handle = self._handle, -1
@@ -122,6 +123,7 @@ class Life:
                 )
 
     def _write(self) -> None:
+        self._folder.root.renew()  # others look at the folder that lies there now
         if not self._is_ours():  # swept by one who took us for dead, or `work/` was away or made anew
             self._still_there()
             self._again()
@@ -129,12 +131,12 @@ class Life:
         with contextlib.suppress(OSError):  # the disk is full: what is said is old then, but it is a sign of life
             os.pwrite(self._handle, body, 0)
             os.ftruncate(self._handle, len(body))
-        os.utime(self.path)
+        os.utime(self._handle)
 
     def _is_ours(self) -> bool:
         """Whether the file that others see is the one that we have locked."""
         with contextlib.suppress(OSError):
-            return os.path.samestat(os.fstat(self._handle), self.path.stat())
+            return os.path.samestat(os.fstat(self._handle), self.path.lstat())
         return False
 
     def _said(self) -> bytes:
@@ -158,7 +160,7 @@ class Life:
         self._close()
         self._open()
         if self.worker != before:  # claims bear the name; it must not change, whatever the lock says now
-            os.replace(self.path, self._folder / f"{PREFIX}{before}{ENDING}")  # noqa: PTH105
+            self.path.rename(self._folder / f"{PREFIX}{before}{ENDING}")
             self.worker = before
 
 
@@ -183,7 +185,7 @@ def _is_held(handle: int, worker: str, here: str) -> bool | None:
 class Watch:
     """What one daemon knows of the others' lives. Used by one thread; `now` is its monotonic clock."""
 
-    def __init__(self, folder: Path, lease_s: float) -> None:
+    def __init__(self, folder: SafePath, lease_s: float) -> None:
         self._folder, self._lease_s = folder, lease_s
         self._boot = boot()
         self._seen: dict[str, tuple[tuple[int, int] | None, float]] = {}
@@ -218,9 +220,11 @@ class Watch:
         Opening makes a network file system ask the server instead of its cache.
         """
         try:
-            handle = os.open(self._folder / f"{PREFIX}{worker}{ENDING}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None, None
+            handle = (self._folder / f"{PREFIX}{worker}{ENDING}").open_file(os.O_RDONLY)
+        except OSError as error:
+            if error.errno in NO_FILE or isinstance(error, FileNotFoundError):
+                return None, None
+            raise
         try:
             found = os.fstat(handle)
             return (found.st_mtime_ns, found.st_ino), _is_held(handle, worker, self._boot)
@@ -228,13 +232,13 @@ class Watch:
             os.close(handle)
 
 
-def workers(folder: Path) -> Iterator[tuple[str, Path]]:
+def workers(folder: SafePath) -> Iterator[tuple[str, SafePath]]:
     """All daemons' files in `work/`: name and path."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            worker = worker_of(entry.name)
+    with contextlib.suppress(FileNotFoundError):
+        for name in folder.names():
+            worker = worker_of(name)
             if worker:
-                yield worker, Path(entry.path)
+                yield worker, folder / name
 
 
 def worker_of(name: str) -> str | None:
@@ -242,13 +246,13 @@ def worker_of(name: str) -> str | None:
     return name[len(PREFIX) : -len(ENDING)] if name.startswith(PREFIX) and name.endswith(ENDING) else None
 
 
-def read(worker: str, path: Path, now: float) -> dict[str, Any] | None:
+def read(worker: str, path: SafePath, now: float) -> dict[str, Any] | None:
     """What a daemon last wrote about itself, with `alive` and `beat_s`; None when its file has just gone.
 
     `alive` is a guess from the times in it: for people, not for the protocol.
     """
     try:
-        with path.open("rb") as file:
+        with path.open() as file:
             beat = max(0.0, now - os.fstat(file.fileno()).st_mtime)
             body = file.read(_MAX_BYTES)
             held = _is_held(file.fileno(), worker, boot())

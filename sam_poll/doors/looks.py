@@ -15,11 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.settle import Hint, Settler, Signature, is_temporary
 from sam_poll.fs import NOT_THERE
+from sam_poll.safe_path import SafePath
 
 NEVER = float("inf")
 _MAX_HINTS = 100_000
@@ -42,6 +42,7 @@ class Looks:
         """`changed` is told of each file that is not any more as it was known."""
         self._layout, self._clock, self._changed = layout, clock, changed
         self._prefix = f"{layout.input}/"
+        self._input = layout.input
         self._settler = Settler(quiet_s)
         self._hints: deque[tuple[str, Hint, float]] = deque(maxlen=_MAX_HINTS)
         self._doubted: set[str] = set()
@@ -84,7 +85,7 @@ class Looks:
         return told
 
     def _below(self, where: str) -> str:
-        return os.path.relpath(where, self._layout.input).replace(os.sep, "/")
+        return os.path.relpath(where, self._input.path).replace(os.sep, "/")
 
     def forget_all_but(self, paths: Collection[str]) -> None:
         """Drop what is no longer there."""
@@ -120,7 +121,7 @@ class Looks:
     def look(self, path: str) -> Signature | None:
         """A file as it is now; None if it is gone."""
         started = self._clock()
-        signature, known = look(self._prefix + path), self._settler.known(path)
+        signature, known = look(self._input / path), self._settler.known(path)
         self._doubted.discard(path)
         if known not in (signature, None):
             self._changed(path)
@@ -140,10 +141,10 @@ class Looks:
         return self._settler.left(path, self._clock()) or 0.0
 
 
-def look(path: Path | str) -> Signature | None:
+def look(path: SafePath) -> Signature | None:
     """A regular file's signature; None if it is not there or something else."""
     try:
-        found = os.lstat(path)
+        found = path.lstat()
     except OSError as error:
         if error.errno in NOT_THERE:
             return None

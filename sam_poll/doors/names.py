@@ -9,15 +9,14 @@ What can still go wrong here: a file system that does not change a folder's time
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.settle import is_temporary
 from sam_poll.fs import NOT_THERE
+from sam_poll.safe_path import SafePath
 
 OLD_S = 3.0  # FAT keeps times in steps of 2 s, all others in finer ones
 TRUTH_S = 300.0  # after this long nothing remembered is believed any more
@@ -42,7 +41,7 @@ class Unchanged:
         self._stamp: tuple[int, ...] | None = None
         self._since = self._listed = 0.0
 
-    def begin(self, path: str) -> None:
+    def begin(self, path: SafePath) -> None:
         """It is listed now."""
         stamp = _stamp(path)
         now = self._clock()
@@ -50,16 +49,16 @@ class Unchanged:
             self._stamp, self._since = stamp, now
         self._listed = now
 
-    def holds(self, path: str) -> bool:
+    def holds(self, path: SafePath) -> bool:
         """Whether listing it again would tell nothing new."""
         if self._stamp is None or self._listed - self._since < OLD_S or self._clock() - self._listed >= TRUTH_S:
             return False
         return _stamp(path) == self._stamp
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def _stamp(path: SafePath) -> tuple[int, ...]:
     try:
-        found = Path(path).stat()
+        found = path.lstat()
     except OSError as error:
         if error.errno in NOT_THERE:
             return ()
@@ -127,7 +126,7 @@ class Names:
 
     def _listed(self, path: str, known: _Folder | None) -> _Folder | None:
         """The folder as it is now, `known` itself where it has the same names; None: it has vanished."""
-        where = f"{self._layout.input}/{path}" if path else str(self._layout.input)
+        where = self._layout.input / path
         folder = _Folder(known.unchanged if known else Unchanged(self._clock))
         try:
             if known and self._keep and folder.unchanged.holds(where):
@@ -142,9 +141,9 @@ class Names:
             folder.closed = True
         return known if folder == known else folder
 
-    def _list(self, where: str, prefix: str, folder: _Folder) -> None:
+    def _list(self, where: SafePath, prefix: str, folder: _Folder) -> None:
         kinds, pictures, prompts = self._kinds, folder.pictures, folder.prompts
-        with os.scandir(where) as entries:
+        with where.scandir() as entries:
             for entry in entries:  # once for each file of a crowd: as little as can be
                 name = entry.name
                 kind = kinds.get(name[name.rfind(".") :])

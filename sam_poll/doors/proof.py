@@ -22,6 +22,7 @@ from loguru import logger
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import ShareError
 from sam_poll.fs import TEMP_PREFIX
+from sam_poll.safe_path import SUPPORTED, check_trusted
 
 SENTINEL = TEMP_PREFIX + "share"
 PROBE = TEMP_PREFIX + "probe"
@@ -41,43 +42,68 @@ def prove(layout: Layout, sentinel: Path | None = None) -> None:
             place=str(sentinel),
             remedy="mount the share; on a new one make the file once, with touch",
         )
-    if not layout.input.parent.is_dir():
+    if not SUPPORTED:
+        raise ShareError(
+            "this platform cannot open files relative to a folder, so that a planted link could lead out of the share",
+            place=str(layout.input),
+            remedy="run it on Linux or another system with openat",
+        )
+    if not layout.input.path.parent.is_dir():
         raise ShareError(
             "the share is not there",
             place=str(layout.input),
             remedy=f"mount it, or `mkdir -p {layout.input}`",
         )
     for name, folder in layout.folders.items():
+        planted = check_trusted(folder.path)
+        if planted:
+            raise ShareError(
+                f"`{name}` cannot be trusted: {planted}",
+                place=str(folder),
+                remedy="remove the link, or name in the settings the folder that it leads to",
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with os.scandir(folder) as entries:  # what may be written into may not always be read
+            with folder.scandir() as entries:  # what may be written into may not always be read
                 next(entries, None)
         except OSError as error:
             raise unusable(name, folder, error) from error
+    try:
+        _travel_at_last(layout, PROBE)
+    except ShareError:
+        # Its usual name may be taken by what cannot be removed: a folder, or somebody else's file. A name of its own
+        # tells whether it is that; it is not the usual one, because a daemon that dies meanwhile leaves the file.
+        _travel_at_last(layout, f"{PROBE}-{uuid4().hex[:12]}")
+
+
+def _travel_at_last(layout: Layout, name: str) -> None:
     for patience in range(_TRIES, -1, -1):
         try:
-            _travel(layout)
+            _travel(layout, name)
             return
-        except FileNotFoundError as error:  # another daemon proves the same folders in this very moment
+        except (FileNotFoundError, FileExistsError) as error:  # another daemon proves the same folders just now
             if not patience:
                 raise unusable("input", layout.input, error) from error
             time.sleep(random.uniform(0.001, 0.05))  # noqa: S311
 
 
-def _travel(layout: Layout) -> None:
-    """Rename one file through all folders. Its name is always the same, so that what a dead daemon left of it is
-    overwritten."""
+def _travel(layout: Layout, probe_name: str) -> None:
+    """Rename one new file through all folders, over what an earlier one has left there."""
     names = list(layout.folders.items())
     here_name, here = names[0]
-    probe = here / PROBE
+    probe = here / probe_name
     try:
-        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+        probe.create().close()
+    except FileExistsError:
+        raise
     except OSError as error:
         raise unusable(here_name, here, error) from error
     try:
         for name, folder in names[1:]:
             try:
-                probe = probe.rename(folder / PROBE)
+                probe.rename(folder / probe_name)
+                probe = folder / probe_name
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -90,10 +116,11 @@ def _travel(layout: Layout) -> None:
                 raise unusable(name, folder, error) from error
             here_name, here = name, folder
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            probe.unlink()
 
 
-def unusable(name: str, folder: Path, error: OSError) -> ShareError:
+def unusable(name: str, folder: object, error: OSError) -> ShareError:
     """What to say of a folder, or a file in it, that the system does not let us use."""
     return ShareError(
         f"`{name}` cannot be used: {error.strerror or error}",
@@ -110,14 +137,16 @@ class Sentinel:
         self._layout, self._users = layout, users
         self._path = layout.work / SENTINEL
         self._number = self._read() or self._make()
-        self._device = layout.input.stat().st_dev
+        self._device = layout.input.lstat().st_dev
 
     def check(self) -> None:
         """OSError when the share is not there, or another one lies in its place."""
         if self._users and not self._users.exists():
             raise OSError(errno.ESTALE, "the share is not there, its sentinel is missing", str(self._users))
+        for folder in self._layout.folders.values():
+            folder.root.renew()  # what was mounted, or made, in a folder's place meanwhile is used from now on
         number = self._read()
-        if number is None and self._layout.input.stat().st_dev == self._device:
+        if number is None and self._layout.input.lstat().st_dev == self._device:
             # Unmounting changes the device. It is the same: somebody has deleted work/, or what is in it.
             logger.warning("{} was deleted; it is made anew", self._path)
             self._layout.work.mkdir(exist_ok=True)
@@ -126,7 +155,7 @@ class Sentinel:
             raise OSError(errno.ESTALE, "the share is not there", str(self._path))
         if number != self._number:
             raise OSError(errno.ESTALE, "another share lies here than at the start; restart to use it", str(self._path))
-        self._device = self._layout.input.stat().st_dev
+        self._device = self._layout.input.lstat().st_dev
 
     @property
     def number(self) -> str:
@@ -135,27 +164,30 @@ class Sentinel:
 
     def _read(self) -> str | None:
         try:
-            with self._path.open("rb") as file:
-                return file.read(100).decode("ascii", "replace").strip() or None
-        except FileNotFoundError:
-            return None
+            return self._path.read_bytes(100).decode("ascii", "replace").strip() or None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # a link or a pipe is not ours
+                return None
+            raise
 
     def _make(self) -> str:
         """Whole before it has its name; the first of several daemons wins."""
         number = uuid4().hex
         temporary = self._path.with_name(f"{SENTINEL}-{number}.tmp")
-        temporary.write_text(number + "\n")
+        text = f"{number}\n".encode()
+        with temporary.create() as file:
+            file.write(text)
         try:
-            os.link(temporary, self._path)
+            temporary.link(self._path)
         except FileExistsError:
             pass
         except OSError:  # no hard links on this share
-            with contextlib.suppress(FileExistsError), self._path.open("x") as file:
-                file.write(number + "\n")
+            with contextlib.suppress(FileExistsError), self._path.create() as file:
+                file.write(text)
         deadline = time.monotonic() + _WRITTEN_S
         while self._read() is None and time.monotonic() < deadline:
             time.sleep(0.01)  # who has made it is just writing it
         if self._read() is None:  # a power cut has left it empty
-            temporary.replace(self._path)
+            temporary.rename(self._path)
         temporary.unlink(missing_ok=True)
         return self._read() or number

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -21,6 +20,7 @@ from sam_poll.doors.failures import files_of
 from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.fs import TEMP_PREFIX, exists, move_new, shown
+from sam_poll.safe_path import SafePath
 
 
 def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
     return report
 
 
-def _in_claims(work: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _in_claims(work: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The files of all claims, by their paths below `in/`, and what lies beside the claims."""
     yield from walk(work)
     for claim in listing(work).claims:
@@ -86,7 +86,7 @@ def retry(layout: Layout, pattern: str = "*", *, on_move: Callable[[str], None] 
             continue
         files = files_of(error_file)
         folder = os.path.dirname(path)
-        moves = [(error_file.parent / f, layout.input / folder / f) for f in files]
+        moves = [(error_file.with_name(f), layout.input / folder / f) for f in files]
         moves = [(source, target) for source, target in moves if exists(source)]
         taken = [target for _, target in moves if exists(target)]
         if taken:

@@ -29,6 +29,7 @@ from sam_poll.doors.settle import Ambiguous, Index, Signature
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import InputError, PromptError, SamPollError
 from sam_poll.fs import shown
+from sam_poll.safe_path import SafePath
 
 LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 _UNREAD_S = 10.0
@@ -101,7 +102,7 @@ class Scanner:
     ) -> None:
         self._layout, self._manners, self._clock = layout, manners, clock
         self._looks = Looks(layout, manners.quiet_s, clock, changed=self._unlearn)
-        self._watcher = Watcher(layout.input, wake, self._looks.hinted)
+        self._watcher = Watcher(layout.input.path, wake, self._looks.hinted)
         # Where other machines write, nobody promises that a folder's times are those of its last change.
         self._names = Names(layout, keep=manners.events, clock=clock)
         self.finished = Finished(layout, clock)
@@ -172,7 +173,7 @@ class Scanner:
         gone through again. Raises OSError when the folder itself cannot be read.
         """
         if self._manners.events and not self._watched:
-            self._watcher.look_at({self._layout.input})  # first watch, then list: nothing falls in between
+            self._watcher.look_at({self._layout.input.path})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
         stirred = self._take_holds() | self._looks.take_hints()
@@ -220,9 +221,10 @@ class Scanner:
         for folder in closed - self._closed:
             logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
         self._closed = closed
-        folders = {self._layout.input, *(self._layout.input / folder for folder in self._names.below)}
+        root = self._layout.input.path
+        folders = {root, *(root / folder for folder in self._names.below)}
         if self._manners.events and (folders != self._watched or self._watcher.stale):
-            if folders - self._watched - {self._layout.input} or self._watcher.stale:
+            if folders - self._watched - {root} or self._watcher.stale:
                 due, changed = now, True  # what came between the listing and the new watch is seen by one more look
             self._watcher.look_at(folders)
             self._watched = folders
@@ -471,7 +473,7 @@ class Scanner:
             self.due = min(self.due, now + limit - waited)
         return waited >= limit
 
-    def read(self, prompt: Path) -> prompts.PromptFile:
+    def read(self, prompt: SafePath) -> prompts.PromptFile:
         """The prompt file, understood; PromptError."""
         return self._manners.parse(prompt_bytes(prompt, self._manners.prompt_bytes))
 

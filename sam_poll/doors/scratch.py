@@ -15,13 +15,11 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -30,11 +28,13 @@ from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Listing
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import PromptError
-from sam_poll.fs import TEMP_PREFIX, exists, shown, write_whole
+from sam_poll.fs import NO_FILE, TEMP_PREFIX, exists, shown, write_whole
+from sam_poll.safe_path import SafePath
 from sam_poll.types import ADVANCED, Job, Mosaic
 
 FOLDER = f"{TEMP_PREFIX}mosaic"
 _OPEN = "open.json"
+_MAX_ABOUT = 16 << 20
 LOOK_S = 2.0  # between two looks for something to help with
 _SHORT_S = 2.0  # help that ends so soon was of no use
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 600.0  # until it is offered again
@@ -47,10 +47,10 @@ class Scratch:
     def __init__(self, layout: Layout) -> None:
         self._layout, self._root = layout, layout.work / FOLDER
         self._lock = threading.Lock()
-        self._helping: Counter[Path] = Counter()
-        self._begun: dict[Path, float] = {}
-        self._pauses: dict[Path, tuple[float, float]] = {}  # how long the last one was, and when it ends
-        self._since: dict[Path, float] = {}
+        self._helping: Counter[SafePath] = Counter()
+        self._begun: dict[SafePath, float] = {}
+        self._pauses: dict[SafePath, tuple[float, float]] = {}  # how long the last one was, and when it ends
+        self._since: dict[SafePath, float] = {}
         self._looked = -LOOK_S
 
     # ── for jobs of our own ──
@@ -59,12 +59,12 @@ class Scratch:
         """The job with a folder of its own, in which others find what they need to help. OSError."""
         folder = self._root / f"{_key(self._label(claim.outer))}-{_key(prompt or '')}"
         folder.mkdir(parents=True, exist_ok=True)
-        assert isinstance(job.picture, Path)
+        assert isinstance(job.picture, SafePath)
         place = "work" if claim.picture else "done"
         about = {
             "claim": self._label(claim.outer),
             "waits": claim.below(prompt or claim.picture or ""),
-            "picture": [place, str(job.picture.relative_to(self._layout.folders[place]))],
+            "picture": [place, job.picture.below(self._layout.folders[place])],
             "id": job.id,
             "name": job.name,
             "prompts": prompts.as_document(job.prompts),
@@ -72,12 +72,12 @@ class Scratch:
         write_whole(folder / _OPEN, json.dumps(about).encode())
         return replace(job, scratch=folder)
 
-    def advanced(self, outer: Path) -> Callable[[], None] | None:
+    def advanced(self, outer: SafePath) -> Callable[[], None] | None:
         """Whether anything was done for a claim since it was last taken over; to be called when that is taken note of.
         OSError."""
         try:
-            names = [entry.name for entry in self._root.iterdir()]
-        except FileNotFoundError:
+            names = self._root.names()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         mine = [self._root / n / ADVANCED for n in names if n.startswith(f"{_key(self._label(outer))}-")]
         marks = [mark for mark in mine if exists(mark)]
@@ -92,11 +92,11 @@ class Scratch:
     def drop(job: Job) -> None:
         """The job is over, and what was kept for it goes."""
         if job.scratch:
-            shutil.rmtree(job.scratch, ignore_errors=True)
+            _removed(job.scratch)
 
     # ── for those of others ──
 
-    def helps(self, hands: int, is_ours: Callable[[Path], bool], *, only_ours: bool = False) -> list[Job]:
+    def helps(self, hands: int, is_ours: Callable[[SafePath], bool], *, only_ours: bool = False) -> list[Job]:
         """A part in each mosaic at which fewer than `hands` of this daemon's devices are; as many parts as there are
         devices. `is_ours` says of the name of a claim whether it is at work here. OSError."""
         now, found = time.monotonic(), list[Job]()
@@ -130,7 +130,7 @@ class Scratch:
             pause = min(max(_FIRST_PAUSE_S, 2 * before * useless), _LONGEST_PAUSE_S)
             self._pauses[job.scratch] = pause, now + pause
 
-    def _help(self, folder: Path, about: dict[str, Any]) -> Job | None:
+    def _help(self, folder: SafePath, about: dict[str, Any]) -> Job | None:
         try:
             place, below = about["picture"]
             picture = self._layout.folders[place] / below
@@ -146,37 +146,53 @@ class Scratch:
     def sweep(self, listing: Listing, now: float, after_s: float) -> None:
         """Remove what nothing in `in/` and `work/` has asked for in `after_s`. `now` is a monotonic clock. OSError."""
         claims = {self._label(found.outer) for found in listing.claims}
-        left, seen = dict[Path, float](), self._folders()
+        left, seen = dict[SafePath, float](), self._folders()
         for folder in seen:
             about = self._about(folder)
             if about and (about["claim"] in claims or exists(self._layout.input / about["waits"])):
                 continue
             left[folder] = self._since.get(folder, now)
             if now - left[folder] > after_s:
-                shutil.rmtree(folder, ignore_errors=True)
+                _removed(folder)
         self._since = left
         with self._lock:
             for folder in [folder for folder in self._pauses if not (self._helping[folder] or folder in seen)]:
                 for notes in (self._pauses, self._begun, self._helping):
                     notes.pop(folder, None)
 
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> list[SafePath]:
         try:
-            return sorted(Path(entry.path) for entry in os.scandir(self._root))
+            return sorted(self._root / name for name in self._root.names())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _about(self, folder: Path) -> dict[str, Any] | None:
-        """None: it is just being made, or is none of ours."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            about = json.loads((folder / _OPEN).read_bytes())
-            texts = [about.get(key) for key in ("claim", "waits", "id", "name")] if isinstance(about, dict) else [None]
-            if all(isinstance(text, str) for text in texts) and {"picture", "prompts"} <= about.keys():
-                return dict(about)
-        return None
+    def _about(self, folder: SafePath) -> dict[str, Any] | None:
+        """None: it is just being made, or is none of ours. Others may have written it."""
+        try:
+            about = json.loads((folder / _OPEN).read_bytes(_MAX_ABOUT))
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in NO_FILE or isinstance(error, FileNotFoundError):
+                return None
+            raise
+        texts = [about.get(key) for key in ("claim", "waits", "id", "name")] if isinstance(about, dict) else [None]
+        if not all(isinstance(text, str) for text in texts) or not {"picture", "prompts"} <= about.keys():
+            return None
+        try:
+            self._layout.work / about["claim"], self._layout.input / about["waits"]
+        except ValueError:
+            return None
+        return dict(about)
 
-    def _label(self, outer: Path) -> str:
-        return str(outer.relative_to(self._layout.work))
+    def _label(self, outer: SafePath) -> str:
+        return outer.below(self._layout.work)
+
+
+def _removed(folder: SafePath) -> None:
+    """Remove a mosaic's folder, as far as it goes now; what is left the next look removes."""
+    with contextlib.suppress(OSError):
+        folder.remove_tree()
 
 
 def _key(text: str) -> str:

@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import filecmp
 import hashlib
 import itertools
 import json
 import os
 import posixpath
-import shutil
-import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 
 from loguru import logger
 
@@ -35,7 +31,8 @@ from sam_poll.doors.claims import Claim, outer_name
 from sam_poll.doors.layout import Layout, prompt_bytes, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import PromptError
-from sam_poll.fs import NAME_MAX, NOT_THERE, cut, exists, move_new, shown, sync_folder, with_suffix
+from sam_poll.fs import NAME_MAX, NOT_THERE, cut, exists, move_new, same, shown, sync_folder, with_suffix
+from sam_poll.safe_path import SafePath
 
 MAX_BYTES = 512 * 1024 * 1024
 _MAKING, _PROMPTS = ".making", ".prompts"
@@ -50,7 +47,7 @@ class Spreader:
     def __init__(self, layout: Layout, going: Callable[[], bool] = lambda: True) -> None:
         self._layout, self._going = layout, going
         self._prefixes = [layout.share_name(root) + "/" for root in (layout.done, layout.input)]
-        self._ways: dict[tuple[Path, str], bool] = {}
+        self._ways: dict[tuple[SafePath, str], bool] = {}
 
     def spread(self, claim: Claim, name: str) -> bool:
         """Everything but the end of the claim, which is the caller's. False: it was ended before anything had left the
@@ -69,10 +66,10 @@ class Spreader:
         logger.info("{}: {} prompts are in {}", shown(claim.below(name)), moved, self._layout.input)
         return True
 
-    def _make(self, claim: Claim, name: str, ready: Path) -> bool:
+    def _make(self, claim: Claim, name: str, ready: SafePath) -> bool:
         making = claim.path / _MAKING
         if exists(making):
-            shutil.rmtree(making)
+            making.remove_tree()
         making.mkdir()
         self._ways.clear()
         pictures: dict[str, tuple[Annotated, list[Asked]]] = {}
@@ -96,7 +93,8 @@ class Spreader:
             rel = self._prompt_name(picture, name, used, folders)
             try:
                 _make_folders(making, posixpath.dirname(rel))
-                (making / rel).write_bytes(self._body(chosen, picture))
+                with (making / rel).create() as file:
+                    file.write(self._body(chosen, picture))
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:
                     raise
@@ -132,35 +130,36 @@ class Spreader:
         for start in range(1, len(parts)):
             yield posixpath.join(folder, *parts[start:])
 
-    def _check_meant(self, name: str, rel: str, waiting: Path) -> None:
+    def _check_meant(self, name: str, rel: str, waiting: SafePath) -> None:
         """PromptError where a picture in `done/` is named, and another one that waits would pass for it."""
         done = self._layout.done / rel
         if name != self._layout.share_name(done) or not self._lies(self._layout.done, rel):
             return
-        if not filecmp.cmp(done, waiting, shallow=False):
+        if not same(done, waiting):
             raise PromptError(
                 "lies in done/, but another picture of its name waits or is at work, and would be taken for it",
                 place=image_place(name),
                 remedy="wait until that one is answered, then `sam-poll retry`",
             )
 
-    def _waiting(self, rel: str) -> Path | None:
+    def _waiting(self, rel: str) -> SafePath | None:
         """Where a picture lies that is not answered yet, in `in/` or in a claim; None: there is none of this name."""
         if self._lies(self._layout.input, rel):
             return self._layout.input / rel
         folder, name = posixpath.split(rel)
         try:
-            claims = list((self._layout.work / folder / outer_name(name)).iterdir())
+            outer = self._layout.work / folder / outer_name(name)
+            claims = [outer / inner for inner in outer.names()]
         except OSError as error:
             if error.errno not in NOT_THERE:
                 raise
             return None
         return next((claim / name for claim in claims if exists(claim / name)), None)
 
-    def _lies(self, root: Path, rel: str) -> bool:
+    def _lies(self, root: SafePath, rel: str) -> bool:
         return self._leads(root, posixpath.dirname(rel)) and exists(root / rel)
 
-    def _leads(self, root: Path, folder: str) -> bool:
+    def _leads(self, root: SafePath, folder: str) -> bool:
         """Whether nothing is in a folder's way: no file, and no link, because nobody looks through these for jobs."""
         if not folder:
             return True
@@ -189,11 +188,11 @@ class Spreader:
         if self._waiting(picture) or not exists(with_suffix(done, "~2")) or not self._lies(self._layout.done, picture):
             return body
         # A prompt alone takes the newest picture of its name. This one names the first: another must not pass for it.
-        with done.open("rb") as file:
+        with done.open() as file:
             digest = hashlib.sha256(file.read()).hexdigest()
         return json.dumps({**json.loads(body), "image_sha256": digest}, ensure_ascii=False).encode()
 
-    def _move_out(self, source: Path, folder: str, rel: str) -> None:
+    def _move_out(self, source: SafePath, folder: str, rel: str) -> None:
         """A name that was taken meanwhile gets a number. Where something is in the way of a folder, the prompt goes
         beside its annotation file, and waits for its picture there."""
         target, number = self._layout.input / rel, 1
@@ -236,14 +235,9 @@ def asked(data: bytes, name: str, is_picture: Callable[[str], bool]) -> tuple[li
     return asking, others
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: SafePath) -> bool:
     """Also where there is nothing yet."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return True
-        raise
+    return path.is_dir() or not exists(path)
 
 
 def _folders(folder: str) -> Iterator[str]:
@@ -260,7 +254,7 @@ def _short(stem: str) -> str:
     return f"{stem}.json"
 
 
-def _make_folders(root: Path, rel: str) -> None:
+def _make_folders(root: SafePath, rel: str) -> None:
     """Folders below `root`, which must be there: where it has gone, the claim is not ours any more."""
     for part in filter(None, rel.split("/")):
         root = root / part
@@ -268,13 +262,13 @@ def _make_folders(root: Path, rel: str) -> None:
             root.mkdir()
 
 
-def _flush(paths: list[Path]) -> None:
+def _flush(paths: list[SafePath]) -> None:
     """To the disk before it is said that all are there. Many at once: one by one, a hundred thousand take minutes."""
     if len(paths) > _MANY and hasattr(os, "sync"):
         os.sync()
         return
     for path in paths:
-        with path.open("rb") as file:
+        with path.open() as file:
             os.fsync(file.fileno())
 
 

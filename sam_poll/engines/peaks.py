@@ -18,6 +18,7 @@ from loguru import logger
 from sam_poll.engines.memory import Call
 from sam_poll.engines.needs import Key
 from sam_poll.fs import shown, write_whole
+from sam_poll.safe_path import SafePath
 
 NAME = "peaks.json"
 FORMAT = "sam_poll peaks 1"
@@ -51,7 +52,7 @@ class Peaks:
         body = json.dumps({"format": FORMAT, "peaks_mib": everything}, indent=1, sort_keys=True)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, body.encode())
+            write_whole(SafePath.beside(self._path), body.encode())
         except OSError as error:
             self._give_up(f"cannot be written: {error.strerror}")
 

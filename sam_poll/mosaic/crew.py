@@ -17,13 +17,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from loguru import logger
 
 from sam_poll.errors import ExitCode, SamPollError
 from sam_poll.mosaic.run import lend_a_hand
 from sam_poll.mosaic.work import Wish
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Engine
 
 _COMMAND = (sys.executable, "-m", "sam_poll.mosaic.crew")
@@ -35,8 +35,8 @@ class Hand:
     module, maybe with arguments."""
 
     name: str
-    picture: Path
-    output: Path
+    picture: SafePath
+    output: SafePath
     wish: Wish
     engine: Callable[[], Engine]
 

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from loguru import logger
@@ -26,6 +25,7 @@ from sam_poll.mosaic.source import Source, opened
 from sam_poll.mosaic.state import How
 from sam_poll.mosaic.tiles import Area
 from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, RASTER, Step, Taken, Wish, Work
+from sam_poll.safe_path import SafePath
 from sam_poll.types import ADVANCED, Bitmap, Document, Engine, Job, Mosaic, Pixels
 
 T = TypeVar("T")
@@ -51,8 +51,8 @@ def _by_name(job: Job) -> Iterator[None]:
     try:
         yield
     except PictureError as error:
-        assert isinstance(job.picture, Path)
-        path, name = str(job.picture.absolute()), shown(job.picture.name)
+        assert isinstance(job.picture, SafePath)
+        path, name = str(job.picture), shown(job.picture.name)
         error.reason = error.reason.replace(path, name)
         error.place = error.place.replace(path, name) if error.place else name
         raise
@@ -73,7 +73,7 @@ class _Read:
         self.gcps, self.rpcs = source.gcps, source.rpcs
 
     def _opened(self, job: Job) -> Source:
-        assert isinstance(job.picture, Path)
+        assert isinstance(job.picture, SafePath)
         try:
             bytesof.check_file(job)
         except OSError as error:
@@ -103,7 +103,7 @@ class MosaicPieces:
     def __init__(self, job: Job, between: Callable[[], None], model: str) -> None:
         asked = job.prompts
         assert isinstance(asked, Mosaic)
-        assert isinstance(job.picture, Path)
+        assert isinstance(job.picture, SafePath)
         assert job.scratch is not None
         self._job, self._between, self._tenth, self._advanced = job, between, 0, job.helps
         self.found = 0

@@ -26,6 +26,7 @@ from sam_poll.mosaic.seams import Joined, Labels, around, matches
 from sam_poll.mosaic.source import FAILED, Windows, words
 from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Area, Cut, Tile
+from sam_poll.safe_path import SafePath
 
 Between = Callable[[int], None]  # called with each tile's number before work on it
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
@@ -177,10 +178,24 @@ def core_of(state: Finished, known: Tables, final: Final, number: int) -> npt.ND
 
 
 def write(
-    path: Path, source: Windows, state: Finished, cut: Cut, known: Tables, final: Final, between: Between
+    made: SafePath, source: Windows, state: Finished, cut: Cut, known: Tables, final: Final, between: Between
 ) -> None:
-    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. ShareError,
-    OSError."""
+    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. `made` is in a
+    folder that has just been made. ShareError, OSError."""
+    with made.parent.library_path() as folder:
+        _write(folder / made.name, str(made), source, state, cut, known, final, between)
+
+
+def _write(
+    path: Path,
+    place: str,
+    source: Windows,
+    state: Finished,
+    cut: Cut,
+    known: Tables,
+    final: Final,
+    between: Between,
+) -> None:
     path.unlink(missing_ok=True)  # GDAL looks into what it is to write over, and stumbles over half a file
     sums: list[int] = []
     try:
@@ -194,17 +209,17 @@ def write(
             whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
     except FAILED as error:
         reason = f"the labels cannot be written: {words(error)}"
-        raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
+        raise ShareError(reason, place=place, remedy=MAKE_ROOM) from error
     if not whole:
-        raise ShareError("the labels are not on the disk as they were written", place=str(path), remedy=MAKE_ROOM)
+        raise ShareError("the labels are not on the disk as they were written", place=place, remedy=MAKE_ROOM)
 
 
-def put(made: Path, place: Path) -> None:
+def put(made: SafePath, place: SafePath) -> None:
     """Rename an output to its place. What programs have made beside an older one of that name goes first: SQLite would
     play its journal into the new GeoPackage, GDAL show its overviews for those of the new raster. OSError."""
     for ending in BESIDE:
         place.with_name(place.name + ending).unlink(missing_ok=True)
-    made.replace(place)
+    made.rename(place)
 
 
 def _profile(source: Windows, cut: Cut) -> dict[str, Any]:

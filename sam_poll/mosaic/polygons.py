@@ -10,8 +10,11 @@ tiles is held until its last one.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +29,12 @@ from rasterio.errors import CRSError
 from shapely import affinity
 
 from sam_poll.errors import ShareError
+from sam_poll.fs import TEMP_PREFIX
 from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of
 from sam_poll.mosaic.source import Windows
 from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Cut
+from sam_poll.safe_path import SafePath
 
 LAYER = "labels"
 AT_ONCE = 2000  # polygons written together
@@ -63,13 +68,22 @@ def shapes(
             yield row, placed
 
 
-def write(folder: Path, names: tuple[str, str], source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
-    """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError."""
-    geopackage, geojson = (folder / name for name in names)
-    for left in folder.glob(f"{geopackage.name}*"):
-        left.unlink()
+def write(folder: SafePath, names: tuple[str, str], source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
+    """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError.
+
+    The GeoPackage is made in a folder of this machine and then copied: SQLite opens files by their real names, and
+    would follow a link that somebody has planted on the way there.
+    """
+    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX) as private:
+        made = Path(private) / names[0]
+        _write(made, folder / names[1], source, found)
+        with _written(folder / names[0]), made.open("rb") as whole, (folder / names[0]).create() as copy:
+            shutil.copyfileobj(whole, copy, 1 << 20)
+
+
+def _write(geopackage: Path, geojson: SafePath, source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
     crs = source.crs.to_wkt() if source.crs else None
-    with _written(geojson), geojson.open("w", encoding="utf-8") as text:
+    with _written(geojson), io.TextIOWrapper(geojson.create(), encoding="utf-8") as text:
         text.write(json.dumps({"type": "FeatureCollection", "name": LAYER, "crs": _crs_of(source)})[:-1])
         text.write(', "features": [')
         first = True
@@ -84,7 +98,7 @@ def write(folder: Path, names: tuple[str, str], source: Windows, found: Iterator
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def _written(path: SafePath) -> Iterator[None]:
     """An OSError of this file names it, and what to do."""
     try:
         yield

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sam_poll.errors import UsageError
-from sam_poll.fs import shown, sync_folder, write_whole
+from sam_poll.fs import exists, shown, sync_folder, write_whole
 from sam_poll.mosaic import labels
 from sam_poll.mosaic.source import opened
 from sam_poll.mosaic.state import FOLDER, POLL_S, clear_after
 from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, LONG_S, RASTER, STATS, OnStep, Step, Taken, Wish, Work, job_of
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Engine
 
 _END = "end"  # whose lock says who puts all together
@@ -29,7 +30,7 @@ __all__ = ["GEOJSON", "GEOPACKAGE", "RASTER", "STATS", "OnStep", "Step", "Wish",
 
 
 def mosaic(
-    picture: Path, output: Path, wish: Wish, engine: Callable[[], Engine], on_step: OnStep = lambda _: None
+    picture: SafePath, output: SafePath, wish: Wish, engine: Callable[[], Engine], on_step: OnStep = lambda _: None
 ) -> dict[str, Any]:
     """Write labels.tif, labels.gpkg, labels.geojson and stats.json of a picture; returns what is in the last.
 
@@ -57,7 +58,7 @@ def mosaic(
         return found
 
 
-def lend_a_hand(picture: Path, output: Path, wish: Wish, engine: Callable[[], Engine]) -> None:
+def lend_a_hand(picture: SafePath, output: SafePath, wish: Wish, engine: Callable[[], Engine]) -> None:
     """Take tiles of a mosaic that somebody else will put together, as long as there are any. As `mosaic`."""
     with opened(picture) as source:
         if _finished(output, job_of(picture, source, wish)) is not None:
@@ -68,21 +69,21 @@ def lend_a_hand(picture: Path, output: Path, wish: Wish, engine: Callable[[], En
                 pass
 
 
-def _check_place(picture: Path, output: Path) -> None:
+def _check_place(picture: SafePath, output: SafePath) -> None:
     try:
-        str(output.absolute()).encode()
+        str(output).encode()
     except UnicodeError:
         raise UsageError(
             "its name is no UTF-8, and GDAL writes no other", place=shown(output), remedy="take another folder"
         ) from None
-    if not str(output.absolute()).isprintable():
+    if not str(output).isprintable():
         raise UsageError("its name holds line breaks or the like", place=shown(output), remedy="take another folder")
     for name in (RASTER, GEOPACKAGE, GEOJSON, STATS):
-        if (output / name).exists() and (output / name).samefile(picture):
+        if exists(output / name) and os.path.samestat((output / name).lstat(), picture.lstat()):
             raise UsageError(f"{name} would overwrite the picture", place=str(output), remedy="take another folder")
 
 
-def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, Any]:
+def _made(work: Work, output: SafePath, engine: Callable[[], Engine]) -> dict[str, Any]:
     while (taken := work.take(engine)) is not Taken.NONE:
         if taken is Taken.WAIT:
             time.sleep(POLL_S)
@@ -100,7 +101,7 @@ def _made(work: Work, output: Path, engine: Callable[[], Engine]) -> dict[str, A
         time.sleep(POLL_S)
 
 
-def _put_together(work: Work, output: Path, made: Path) -> dict[str, Any]:
+def _put_together(work: Work, output: SafePath, made: SafePath) -> dict[str, Any]:
     whole = work.put_together(made)
     for name in (RASTER, GEOPACKAGE, GEOJSON):
         labels.put(made / name, output / name)
@@ -120,7 +121,7 @@ def _once(engine: Callable[[], Engine]) -> Callable[[], Engine]:
     return get
 
 
-def _finished(output: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
+def _finished(output: SafePath, job: Mapping[str, Any]) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = json.loads((output / STATS).read_bytes())
         if isinstance(found, dict) and found.get("job") == job:

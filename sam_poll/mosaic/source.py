@@ -15,7 +15,6 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -28,9 +27,10 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
-from sam_poll.fs import NO_FILE, NOT_THERE, open_plain
+from sam_poll.fs import NO_FILE, NOT_THERE
 from sam_poll.headers import COPY_AGAIN
 from sam_poll.mosaic.tiles import Area
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Bitmap, Pixels, Size
 
 CACHE_MIB = 128  # of GDAL's, whose default is a twentieth of the machine's memory: a row of tiles of 40,000 pixels
@@ -227,32 +227,28 @@ def _palette(dataset: Any) -> npt.NDArray[np.uint8] | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(picture: SafePath) -> Iterator[Source]:
     """The picture, open. PictureError where it is none, or cannot be read in windows; UnfinishedError where it is not
     all there. OSError."""
-    with rasterio.Env(**_ENVIRONMENT), _file(path) as file:
+    place = str(picture)
+    with rasterio.Env(**_ENVIRONMENT), _file(picture) as file:
         if not _version(file)[0]:
-            raise UnfinishedError("the file is empty", place=str(path), remedy=COPY_AGAIN)
-        orientation = _orientation(file, str(path))
+            raise UnfinishedError("the file is empty", place=place, remedy=COPY_AGAIN)
+        orientation = _orientation(file, place)
         try:
-            dataset = rasterio.open(path.absolute())
-            _check(dataset, str(path))
-            source = Source(dataset, file, str(path), orientation)
+            dataset = rasterio.open(f"/dev/fd/{file.fileno()}")  # this very file, whatever has its name by now
+            _check(dataset, place)
+            source = Source(dataset, file, place, orientation)
         except FAILED as error:
-            raise PictureError(f"it cannot be opened: {words(error)}", place=str(path)) from error
+            raise PictureError(f"it cannot be opened: {words(error)}", place=place) from error
         with dataset:
             yield source
 
 
-def _file(path: Path) -> BinaryIO:
+def _file(path: SafePath) -> BinaryIO:
     """The file itself, so that a name is one, and neither an address nor a pipe."""
     try:
-        os.fspath(path).encode()
-        return open_plain(path.resolve(strict=True))
-    except UnicodeError:
-        raise PictureError(
-            "its name is no UTF-8, and GDAL reads no other", place=str(path), remedy="rename it"
-        ) from None
+        return path.open()
     except OSError as error:
         if error.errno not in NO_FILE | NOT_THERE:
             raise

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import time
 import uuid
 import zipfile
@@ -25,7 +24,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -34,6 +32,7 @@ import numpy.typing as npt
 from sam_poll.errors import UsageError
 from sam_poll.fs import TEMP_PREFIX, move_new, write_synced, write_whole
 from sam_poll.mosaic.passes import Numbers
+from sam_poll.safe_path import SafePath
 
 FOLDER = ".sam_poll-mosaic"
 POLL_S = 0.1
@@ -73,7 +72,7 @@ class State:
     or with `how` "anew" it is dropped. "join": UsageError where none of this kind has been begun.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any], how: How = "refuse") -> None:
+    def __init__(self, folder: SafePath, job: Mapping[str, Any], how: How = "refuse") -> None:
         self.folder = folder
         text = json.dumps(job, indent=2, sort_keys=True)
         # Of its own for each kind, so that who comes late with a tile of another kind does no harm.
@@ -102,14 +101,14 @@ class State:
         if left == job:
             return
         if how == "anew" or (left is None and how == "refuse"):
-            for old in self.folder.iterdir():
+            for old in map(self.folder.__truediv__, self.folder.names()):
                 if old.is_dir() and old != self._tiles:
-                    shutil.rmtree(old, ignore_errors=True)
+                    _removed(old)
             write_whole(path, text.encode())
         elif left is None:
             raise UsageError("it is not begun yet, or over", place=str(self.folder))
         else:
-            shutil.rmtree(self._tiles)
+            self._tiles.remove_tree()
             changed = ", ".join(sorted(key for key in {*left, *job} if left.get(key) != job.get(key)))
             raise UsageError(
                 f"an unfinished mosaic of another kind lies here ({changed} differ)",
@@ -122,7 +121,7 @@ class State:
         """Whether a name, or a tile, is ours alone until the end of the `with`. FileNotFoundError: all has been cleared
         away."""
         path = self._tiles / f"tile-{name:05d}.lock" if isinstance(name, int) else self.folder / f"{name}.lock"
-        with path.open("a") as lock:  # which leaves its time alone
+        with os.fdopen(path.open_file(os.O_RDWR | os.O_CREAT), "rb+") as lock:  # which leaves its time alone
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -131,11 +130,11 @@ class State:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-            if not os.path.samestat(path.stat(), os.fstat(lock.fileno())):  # of a folder that has been made anew
+            if not os.path.samestat(path.lstat(), os.fstat(lock.fileno())):  # of a folder that has been made anew
                 raise FileNotFoundError(errno.ENOENT, "cleared away meanwhile", str(path))
             yield True
 
-    def path(self, number: int) -> Path:
+    def path(self, number: int) -> SafePath:
         return self._tiles / f"tile-{number:05d}.npz"
 
     def has(self, number: int) -> bool:
@@ -181,7 +180,7 @@ class State:
         """One that is spoilt, by a disk or a power cut, is removed: OSError says so, and the next try makes it anew."""
         path = self.path(number)
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with path.open() as raw, np.load(raw, allow_pickle=False) as file:
                 yield file
         except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             path.unlink(missing_ok=True)
@@ -190,10 +189,11 @@ class State:
 
     # ── outputs ──
 
-    def fresh(self, *, alone: bool) -> Path:
+    def fresh(self, *, alone: bool) -> SafePath:
         """A new folder for outputs. `alone`: nobody else makes any, so what others have begun is removed. OSError."""
-        for old in self.folder.glob(f"{_MADE}*") if alone else ():
-            shutil.rmtree(old, ignore_errors=True)
+        for name in self.folder.names() if alone else ():
+            if name.startswith(_MADE):
+                _removed(self.folder / name)
         made = self.folder / f"{_MADE}{uuid.uuid4().hex}"
         made.mkdir()
         return made
@@ -203,23 +203,29 @@ class State:
         if time.monotonic() - self._beaten > _BEAT_S:
             self._beaten = time.monotonic()
             with contextlib.suppress(OSError):
-                os.utime(self.folder / f"{name}.lock")
+                (self.folder / f"{name}.lock").touch()
 
     def beaten_ns(self, name: str) -> int:
         """A number that changes as long as who holds a name is at work. FileNotFoundError as `held`."""
-        return (self.folder / f"{name}.lock").stat().st_mtime_ns
+        return (self.folder / f"{name}.lock").lstat().st_mtime_ns
 
     def clear(self) -> None:
         """Everything is done: the name of the job goes first, so that what may be left counts for nothing."""
         (self.folder / _JOB).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)  # not an error: somebody's late tile may come in between
+        _removed(self.folder)  # not an error: somebody's late tile may come in between
 
 
-def clear_after(folder: Path, job: Mapping[str, Any]) -> None:
+def clear_after(folder: SafePath, job: Mapping[str, Any]) -> None:
     """Remove what is left of a mosaic that is finished, unless another one has been begun there."""
     try:
-        left = json.loads((folder / _JOB).read_text())
+        left = json.loads((folder / _JOB).read_bytes())
     except FileNotFoundError:
         left = job
     if left == job:
-        shutil.rmtree(folder, ignore_errors=True)
+        _removed(folder)
+
+
+def _removed(folder: SafePath) -> None:
+    """Remove a folder as far as it goes: what is left counts for nothing."""
+    with contextlib.suppress(OSError):
+        folder.remove_tree()

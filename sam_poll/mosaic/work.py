@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from sam_poll.mosaic.passes import Labelled, Passes, labelled
 from sam_poll.mosaic.source import Windows
 from sam_poll.mosaic.state import Done, How, State
 from sam_poll.mosaic.tiles import BAND, Cut, Tile
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Bitmap, Engine
 
 RASTER, GEOPACKAGE, GEOJSON, STATS = "labels.tif", "labels.gpkg", "labels.geojson", "stats.json"
@@ -77,9 +77,9 @@ class Work:
     def __init__(
         self,
         source: Windows,
-        picture: Path,
+        picture: SafePath,
         wish: Wish,
-        folder: Path,
+        folder: SafePath,
         on_step: OnStep,
         *,
         how: How = "refuse",
@@ -150,7 +150,7 @@ class Work:
 
     # ── what comes after the last tile ──
 
-    def put_together(self, folder: Path) -> dict[str, Any]:
+    def put_together(self, folder: SafePath) -> dict[str, Any]:
         """Write labels.tif, labels.gpkg and labels.geojson into a folder; what stats.json is to say. OSError."""
         cut, source, least = self.cut, self.source, self.wish.passes.first.min_area
         state = Lent(self.state, cut, least)
@@ -188,9 +188,9 @@ class Work:
         }
 
 
-def job_of(picture: Path, source: Windows, wish: Wish) -> dict[str, Any]:
+def job_of(picture: SafePath, source: Windows, wish: Wish) -> dict[str, Any]:
     """What the tiles depend on, as JSON has it."""
-    about = picture.stat()
+    about = picture.lstat()
     made = {"picture": picture.name, "bytes": about.st_size, "changed_ns": about.st_mtime_ns, **asdict(wish)}
     size = {"width": source.size.width, "height": source.size.height}
     return dict(json.loads(json.dumps({**made, **size, "band": BAND})))
@@ -203,8 +203,8 @@ def _done(cut: Cut, tile: Tile, found: Labelled, valid: Bitmap, *, skipped: bool
     return Done(found.numbers[core], bands, found.scores, areas, int(np.count_nonzero(valid[core])), skipped)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
+def _flush(path: SafePath) -> None:
+    with path.open() as file:
         os.fsync(file.fileno())
 
 
