@@ -465,7 +465,7 @@ class Pipeline:
             documents = [document for name in chosen for document in self._formats[name](result)]
         if not self._delivered(task, documents, len(masks)):
             return
-        log_answer(result)
+        log_answer(result, documents)
         if self._on_result:
             try:
                 self._on_result(result)

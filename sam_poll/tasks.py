@@ -17,6 +17,7 @@ from sam_poll.embeddings import Key
 from sam_poll.fs import shown
 from sam_poll.types import (
     Candidate,
+    Document,
     Embedding,
     Everything,
     Field,
@@ -108,13 +109,13 @@ class timed:  # noqa: N801  reads as a word in a `with`
         self._task.timings[self._stage] = self._before + (time.monotonic() - self._started) * 1000
 
 
-def log_answer(result: Result) -> None:
-    """One line for each answered job, and one for each of its notes."""
+def log_answer(result: Result, documents: Sequence[Document]) -> None:
+    """One line for each answered job, and one for each note of it and of its documents."""
     ms = " ".join(f"{stage} {value:.0f}" for stage, value in result.timings.items())
     scores = " ".join(f"{shown(m.label)}={m.score:.2f}" for m in result.masks[:5])
     more = f" … {len(result.masks)} objects" if len(result.masks) > 5 else ""
     logger.info("job {} done: {}{} ({} ms)", shown(result.job_id), scores, more, ms)
-    for note in result.notes:
+    for note in dict.fromkeys([*result.notes, *(note for document in documents for note in document.notes)]):
         logger.info("job {}: {}", shown(result.job_id), shown(note))
 
 

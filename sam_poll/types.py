@@ -286,12 +286,14 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Document:
     """The bytes of one output file. `suffix` is appended to the job's id (`.mask.png`). Where they may be too many for
-    the memory they lie in `file`, in the job's `scratch`; only doors that give one know of that."""
+    the memory they lie in `file`, in the job's `scratch`; only doors that give one know of that. `notes` say what the
+    format could not hold, such as an object too small for a polygon; they are logged."""
 
     suffix: str
     media_type: str
     body: bytes
     file: SafePath | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Door(Protocol):

@@ -10,7 +10,7 @@ from cvat_sdk import masks as cvat_masks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sam_poll.formats import FormatOptions
+from sam_poll.formats import CvatForm, FormatOptions
 from sam_poll.formats.cvat import flat, make, run_lengths, z_orders
 from sam_poll.types import Mask, Result, Size
 from tests.made_results import disc, frames, mask_of, rectangle, result_of
@@ -87,6 +87,22 @@ def test_the_flat_form_is_what_cvats_own_library_reads_and_writes(frame: np.ndar
     values = flat(mask_of(frame))
     assert np.array_equal(cvat_masks.decode_mask(values, image_width=width, image_height=height), frame)
     assert values == [int(value) for value in cvat_masks.encode_mask(frame)]
+
+
+@pytest.mark.parametrize("form", ["mask", "polygon"])
+def test_an_object_that_is_left_out_is_named_in_a_comment_and_a_note(form: CvatForm) -> None:
+    masks = [rectangle(SIZE, 5, 5, 5, 5, label="a--->\x00"), rectangle(SIZE, 1, 1, 3, 3, label="speck")]
+    (document,) = make(FormatOptions(cvat=form))(result_of(SIZE, masks))
+    missing = [
+        "object 1 (a--->\x00) is left out: its mask is empty",
+        "object 2 (speck) is left out: every part of it is below the minimum area",
+    ]
+    assert list(document.notes) == missing[: 2 if form == "polygon" else 1]
+    comments = ET.fromstring(document.body, ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))).iter(ET.Comment)
+    told = [(comment.text or "").strip() for comment in comments]
+    assert told == ["object 1 (a->\ufffd) is left out: its mask is empty", *missing[1 : len(document.notes)]]
+    (image,) = ET.fromstring(document.body).iter("image")
+    assert len(image) == (0 if form == "polygon" else 1)
 
 
 def test_an_empty_mask_has_no_flat_form() -> None:

@@ -77,6 +77,7 @@ def test_classes_are_the_labels_sorted_by_name_those_of_empty_masks_too() -> Non
         "width": 60,
         "height": 40,
         "names": {0: "bolt", 1: "car", 2: "wheel"},
+        "notes": "object 2 (bolt) is left out: its mask is empty",
     }
     assert [line.split()[0] for line in lines] == ["2", "1"]
 
@@ -99,6 +100,15 @@ def test_a_picture_without_objects_has_an_empty_file_and_is_still_named() -> Non
     assert lines == []
     assert facts["names"] == {}
     assert facts["image"] == "done/cam1/dog.jpg"
+
+
+def test_a_file_left_empty_for_a_tiny_object_carries_a_note() -> None:
+    result = result_of(SIZE, [rectangle(SIZE, 1, 1, 3, 3, label="speck")], notes=("read at half its size",))
+    lines, facts = written(result)
+    assert lines == []
+    missing = "object 1 (speck) is left out: every part of it is below the minimum area"
+    assert facts["notes"] == f"read at half its size; {missing}"
+    assert [note for document in make(FormatOptions())(result) for note in document.notes] == [missing]
 
 
 @settings(deadline=None, max_examples=200)

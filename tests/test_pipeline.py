@@ -111,6 +111,13 @@ def test_a_clipped_box_is_said_in_the_result() -> None:
     assert any("clipped" in note for note in results[0].notes)
 
 
+def test_what_the_formats_leave_out_is_logged_once(logged: list[str]) -> None:
+    made = formats.load(["yolo", "coco"], formats.FormatOptions(coco="polygon", min_area_px=1e6))
+    Pipeline(FakeEngine(), made).run(MemoryDoor([job("j")]), threading.Event())
+    missing = [line for line in logged if "every part of it is below the minimum area" in line]
+    assert len(missing) == 1
+
+
 def test_the_same_picture_is_encoded_once_as_long_as_it_is_remembered() -> None:
     engine = FakeEngine(batch=1)
     run(MemoryDoor([job(f"j{n}", seed=0) for n in range(10)]), engine)

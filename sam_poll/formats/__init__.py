@@ -131,6 +131,12 @@ def named(label: str) -> str:
     return label or "object"
 
 
+def left_out(number: int, mask: Mask) -> str:
+    """Say why the object of this number is not in a file: its mask is empty, or too small for a polygon."""
+    why = "every part of it is below the minimum area" if mask.pixels.size else "its mask is empty"
+    return f"object {number} ({mask.label}) is left out: {why}"
+
+
 def yaml_of(facts: Mapping[str, Any]) -> str:
     """As YAML of which every reader makes the same: words that are numbers or truth values to some are quoted."""
     return yaml.dump(facts, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=1 << 20)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from sam_poll.formats import FormatOptions, labels_of, named, published_score
+from sam_poll.formats import FormatOptions, labels_of, left_out, named, published_score
 from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Document, Format, Mask, Result, Size
 
@@ -36,7 +36,7 @@ def make(options: FormatOptions) -> Format:
 def instances(result: Result, find: Callable[[Mask], list[Polygon]] | None = None) -> Sequence[Document]:
     """One JSON file. `find` makes polygons of a mask; None: run lengths. What has none is left out, and noted."""
     labels = labels_of(result)
-    notes = list(result.notes)
+    missing = []
     annotations = []
     for number, mask in enumerate(result.masks, start=1):
         segmentation = _segmentation(mask, result.size, find)
@@ -45,8 +45,8 @@ def instances(result: Result, find: Callable[[Mask], list[Polygon]] | None = Non
             prompt_notes = result.prompts[number - 1].notes if number <= len(result.prompts) else ()
             annotations.append(made | ({"notes": "; ".join(prompt_notes)} if prompt_notes else {}))
         else:
-            why = "every part of it is below the minimum area" if mask.pixels.size else "its mask is empty"
-            notes.append(f"object {number} ({mask.label}) is left out: {why}")
+            missing.append(left_out(number, mask))
+    notes = [*result.notes, *missing]
     image = {"id": 1, "file_name": result.name, "width": result.size.width, "height": result.size.height}
     made = {
         "info": {"description": "sam_poll"},
@@ -57,7 +57,8 @@ def instances(result: Result, find: Callable[[Mask], list[Polygon]] | None = Non
     }
     text = json.dumps(made, ensure_ascii=False, allow_nan=False)
     # A lone surrogate has no UTF-8, but Python's escape for it is JSON's too.
-    return [Document(SUFFIX, "application/json", text.encode("utf-8", "backslashreplace") + b"\n")]
+    body = text.encode("utf-8", "backslashreplace") + b"\n"
+    return [Document(SUFFIX, "application/json", body, notes=tuple(missing))]
 
 
 def rle(mask: Mask, size: Size) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from sam_poll.formats import FormatOptions, paint_order, published_score
+from sam_poll.formats import FormatOptions, left_out, paint_order, published_score
 from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Bitmap, Document, Format, Mask, Result
 
 SUFFIX = ".cvat.xml"
 VERSION = "1.1"
+_COMMENT_END = re.compile("-{2,}")  # what must not stand in a comment
 # What XML 1.0 does not allow, not even escaped (https://www.w3.org/TR/xml/#charsets).
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -38,15 +39,20 @@ def make(options: FormatOptions) -> Format:
 
 
 def annotations_xml(result: Result, find: Callable[[Mask], list[Polygon]] | None = None) -> Sequence[Document]:
-    """One XML with one `<image>`; empty masks are left out. `find` makes polygons of a mask; None: masks stay masks."""
+    """One XML with one `<image>`. `find` makes polygons of a mask; None: masks stay masks. An object that has none is
+    left out, which a comment in the `<image>` says."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = VERSION
     image = ET.SubElement(root, "image", id="0", name=xml_safe(result.name))
     image.attrib |= {"width": str(result.size.width), "height": str(result.size.height)}
     layers = z_orders(result.masks)
     group = 0
-    for mask, layer in zip(result.masks, layers, strict=True):
+    missing = []
+    for number, (mask, layer) in enumerate(zip(result.masks, layers, strict=True), start=1):
         parts = find(mask) if find else []
+        if not (parts if find else mask.pixels.size):
+            missing.append(left_out(number, mask))
+            image.append(ET.Comment(f" {_COMMENT_END.sub('-', xml_safe(missing[-1]))} "))
         if len(parts) > 1:
             group += 1
         if find:
@@ -55,7 +61,7 @@ def annotations_xml(result: Result, find: Callable[[Mask], list[Polygon]] | None
             image.append(_mask(mask, layer))
     ET.indent(root)
     body = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
-    return [Document(SUFFIX, "application/xml", body)]
+    return [Document(SUFFIX, "application/xml", body, notes=tuple(missing))]
 
 
 def run_lengths(pixels: Bitmap) -> list[int]:

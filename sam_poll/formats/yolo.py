@@ -6,7 +6,8 @@ line of its own, largest first. It has no holes, no score and no name of the pic
 file alone, or to join it with others, stands in the `.yolo.yaml`.
 
 What can still go wrong here: classes of two files differ, unless both were asked for the same labels; `sam-poll merge`
-makes them one. Parts smaller than `min_area_px` are left out, and an object of such parts only is not there at all.
+makes them one. Parts smaller than `min_area_px` are left out, and an object of such parts only is not there at all: the
+`.yolo.yaml` notes it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from sam_poll.formats import FormatOptions, labels_of, named, yaml_of
+from sam_poll.formats import FormatOptions, labels_of, left_out, named, yaml_of
 from sam_poll.geometry import Polygon, outlines
 from sam_poll.types import Document, Format, Mask, Result, Size
 
@@ -31,22 +32,27 @@ def make(options: FormatOptions) -> Format:
 
 
 def segments(result: Result, find: Callable[[Mask], list[Polygon]]) -> Sequence[Document]:
-    """The lines, and what they are about. A picture without objects has an empty file, as YOLO wants it."""
+    """The lines, and what they are about. A picture without objects has an empty file, as YOLO wants it; where objects
+    were asked for, the facts note why."""
     labels = labels_of(result)
-    lines = [
-        f"{labels.index(named(mask.label))} {_line(polygon, result.size)}\n"
-        for mask in result.masks
-        for polygon in find(mask)
-    ]
+    lines: list[str] = []
+    missing: list[str] = []
+    for number, mask in enumerate(result.masks, start=1):
+        polygons = find(mask)
+        lines += [f"{labels.index(named(mask.label))} {_line(polygon, result.size)}\n" for polygon in polygons]
+        if not polygons:
+            missing.append(left_out(number, mask))
+    notes = [*result.notes, *missing]
     facts = {
         "image": result.name,
         "width": result.size.width,
         "height": result.size.height,
         "names": dict(enumerate(labels)),
+        **({"notes": "; ".join(notes)} if notes else {}),
     }
     return [
         Document(SUFFIX, "text/plain", "".join(lines).encode()),
-        Document(FACTS_SUFFIX, "application/yaml", yaml_of(facts).encode()),
+        Document(FACTS_SUFFIX, "application/yaml", yaml_of(facts).encode(), notes=tuple(missing)),
     ]
 
 
