@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_poll.errors import PictureError, UnfinishedError
+from sam_poll.tiff_kinds import Decoder, TiffKind, decoder_for, several_bands
 from sam_poll.types import Size
 
 DEFAULT_MAX_PIXELS = 2**28  # 268 megapixels, 0.8 GB as RGB
@@ -31,6 +32,7 @@ READABLE = "JPEG, PNG, TIFF, BMP and WebP can be read"
 
 _HOLE = bytes(512)  # the smallest block a file system leaves out
 _MAX_PARTS = 1_000_000  # chunks, segments, strips; 268 megapixels of 16-bit RGB in chunks of 8 KiB are 200,000
+_SAMPLES = 8  # a pixel that the pixel limit allows for, where all of them are decoded
 _MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each is a walk over the whole picture
 
 
@@ -38,7 +40,8 @@ _MAX_SCANS = 100  # of a JPEG; encoders write about ten, and each is a walk over
 class Header:
     """What a picture's file says about itself. `size` is upright, `stored` as in the file. `orientation` is EXIF's 1–8.
     `format` is JPEG, PNG, TIFF, BMP or WebP; `mode` is grey, rgb, palette, cmyk, ycbcr or lab, `alpha` apart; `bits`
-    are per sample. `several` is set where only the first of several frames or pages will be read."""
+    are per sample. `several` is set where only the first of several frames or pages will be read. Of a TIFF, `tiff` is
+    what it says of its samples, and `decoder` who reads it."""
 
     size: Size
     stored: Size
@@ -48,18 +51,27 @@ class Header:
     bits: int = 8
     alpha: bool = False
     several: bool = False
+    tiff: TiffKind | None = None
+    decoder: Decoder = "opencv"
 
 
 def read_header(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     """Read what a picture says about itself, without decoding it.
 
     Raises UnfinishedError: empty or cut off; PictureError: not a picture (and what instead), zero-sized, larger than
-    `max_pixels`, or of a kind that cannot be shown in 8 bits (floating-point, 32-bit or signed samples).
+    `max_pixels`, of a kind that cannot be shown in 8 bits (floating-point, 32-bit or signed samples), or a TIFF of a
+    kind that cannot be decoded.
     """
     header = _reader(data)(data)
     width, height = header.size
     if width <= 0 or height <= 0:
         raise PictureError(f"the picture has no pixels ({width} × {height})", remedy=SAVE_AGAIN)
+    if header.tiff and header.decoder == "samples" and width * height * header.tiff.samples > max_pixels * _SAMPLES:
+        raise PictureError(
+            f"the picture has {width} × {height} pixels of {header.tiff.samples} samples, more than the limit of "
+            f"{max_pixels * _SAMPLES:,} samples",
+            remedy="keep the samples to be shown: gdal_translate -b 1 -b 2 -b 3 IN OUT.tif",
+        )
     if width * height > max_pixels:
         raise PictureError(
             f"the picture has {width} × {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}",
@@ -82,9 +94,13 @@ def for_decoder(data: bytes, header: Header) -> bytes:
     return data
 
 
-def not_decodable(data: bytes, reason: str) -> PictureError:
+def not_decodable(data: bytes, header: Header, reason: str) -> PictureError:
     """What to say of a file that the decoder has refused: a hole in it is the likeliest cause."""
     at = data.find(_HOLE)
+    kind = header.tiff
+    if kind:
+        what = f"{header.mode}, {kind.samples} samples of {header.bits} bits, compression: {kind.compressed}"
+        reason = f"{reason} (TIFF: {what})"
     return _hole(at) if at >= 0 else PictureError(reason, remedy=SAVE_AGAIN)
 
 
@@ -357,14 +373,13 @@ def _webp(data: bytes) -> Header:
 # -- TIFF, and EXIF, which is one --------------------------------------------------------------------------------------
 
 _TIFF_MODES = {0: "grey", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr", 8: "lab"}
-_COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # by the kind of an entry
 _ORIENTATION = 274
 _EXTRA_SAMPLES = 338
 
 
 @dataclass(frozen=True, slots=True)
-class _Tag:
+class TiffTag:
     """A whole-number entry of a TIFF directory: `number` values of the struct layout `layout`, at `place`."""
 
     number: int
@@ -377,7 +392,7 @@ class _Tag:
         return _read(f"{self.layout[0]}{self.number}{self.layout[1]}", data, self.place)
 
 
-def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
+def tiff_directory(data: bytes) -> tuple[dict[int, TiffTag], int]:
     """The whole-number tags of a TIFF's first directory, and the place of the next directory (0: none)."""
     order = "<" if data[:2] == b"II" else ">"
     big = _read(order + "H", data, 2)[0] == 43
@@ -389,7 +404,7 @@ def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
     entry, inline = (20, 8) if big else (12, 4)
     if at + count * entry > len(data):
         raise _cut_off("the TIFF's directory is missing")
-    tags: dict[int, _Tag] = {}
+    tags: dict[int, TiffTag] = {}
     seen: set[int] = set()
     for place in range(at, at + count * entry, entry):
         tag, kind, number = _read(order + ("HHQ" if big else "HHI"), data, place)
@@ -402,13 +417,13 @@ def _directory(data: bytes) -> tuple[dict[int, _Tag], int]:
         value = place + entry - inline
         if number * struct.calcsize("<" + letter) > inline:
             (value,) = _read(order + ("Q" if big else "I"), data, value)
-        tags[tag] = _Tag(number, order + letter, value)
+        tags[tag] = TiffTag(number, order + letter, value)
     (following,) = _read(order + ("Q" if big else "I"), data, at + count * entry)
     return tags, following
 
 
 def _tiff(data: bytes) -> Header:
-    tags, following = _directory(data)
+    tags, following = tiff_directory(data)
 
     def values(tag: int, *default: int) -> tuple[int, ...]:
         return (tag in tags and tags[tag].values(data)) or default
@@ -416,24 +431,28 @@ def _tiff(data: bytes) -> Header:
     def first(tag: int, default: int) -> int:
         return values(tag, default)[0]
 
-    bits, kind = max(values(258, 1)), first(339, 1)
-    if kind not in (1, 4) or bits > 16:
-        what = {2: "signed", 3: "floating-point"}.get(kind, "complex" if kind > 4 else "whole-number")
+    bits, numbers = max(values(258, 1)), first(339, 1)
+    if numbers not in (1, 4) or bits > 16:
+        what = {2: "signed", 3: "floating-point"}.get(numbers, "complex" if numbers > 4 else "whole-number")
         raise PictureError(f"a TIFF of {bits}-bit {what} samples cannot be shown in 8 bits", remedy=SAVE_AGAIN)
     places, lengths = values(273) or values(324), values(279) or values(325)
     end = max((place + length for place, length in zip(places, lengths, strict=False)), default=0)
     if end > len(data):
         raise _cut_off(f"the TIFF has {len(data):,} bytes of {end:,}")
     stored, turn = Size(first(256, 0), first(257, 0)), _valid(first(_ORIENTATION, 1))
-    mode = _TIFF_MODES.get(first(262, 1), "unknown")
-    alpha = first(277, 1) > _COLOURS.get(mode, 1)
-    return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0)
+    mode, samples = _TIFF_MODES.get(first(262, 1), "unknown"), first(277, 1)
+    alphas = sum(extra in (1, 2) for extra in values(_EXTRA_SAMPLES))
+    planes = samples > 1 and first(284, 1) == 2
+    kind = TiffKind(mode, values(258, 1), samples, alphas, first(259, 1), planes, 324 in tags)
+    decoder, alpha = decoder_for(kind), kind.extra > 0
+    mode = "rgb" if several_bands(kind) else mode
+    return Header(_upright(stored, turn), stored, turn, "TIFF", mode, bits, alpha, following != 0, kind, decoder)
 
 
 def _plain_tiff(data: bytes) -> bytes:
     """The TIFF declared as upright, and its transparency as multiplied into the colours already (ExtraSamples 1).
     Otherwise libtiff multiplies it in, where CVAT shows the plain colours; and OpenCV 4 and 5 turn it differently."""
-    tags = _directory(data)[0]
+    tags = tiff_directory(data)[0]
     changes = [tags[name] for name in (_ORIENTATION, _EXTRA_SAMPLES) if name in tags]
     if not changes:
         return data
@@ -453,7 +472,7 @@ def _exif_orientation(block: bytes) -> int | None:
     if block[:4] not in (b"II*\0", b"MM\0*"):
         return None
     try:
-        tag = _directory(block)[0].get(_ORIENTATION)
+        tag = tiff_directory(block)[0].get(_ORIENTATION)
         return _valid(tag.values(block)[0]) if tag and tag.number else None
     except PictureError:
         return None

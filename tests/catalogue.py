@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from tests.strategies import encoded, sample
+from tests.tiffs import tiff_of
 
 Lay = Callable[[Path], None]
 End = Literal["answered", "rejected", "left"]
@@ -196,6 +197,9 @@ def sound() -> Iterator[Case]:
         ("16-bit grey PNG", deep(1), ".png"),
         ("16-bit RGB PNG", deep(3), ".png"),
         ("16-bit RGB TIFF", deep(3, ".tiff"), ".tiff"),
+        ("TIFF in Zstandard compression", encoded(picture, "TIFF", compression="zstd"), ".tif"),
+        ("TIFF of five samples", tiff_of(np.zeros((HEIGHT, WIDTH, 5), np.uint8), 2, extra=(0, 0)), ".tif"),
+        ("a jfif", jpeg(), ".jfif"),
         ("CMYK JPEG", encoded(picture.convert("CMYK"), "JPEG"), ".jpg"),
         ("CMYK TIFF", encoded(picture.convert("CMYK"), "TIFF"), ".tif"),
         ("PNG with alpha", encoded(rgba), ".png"),
@@ -241,6 +245,8 @@ def broken() -> Iterator[Case]:
     yield refused("PNG of two billion pixels a side", png(2**31 - 1, 2**31 - 1, 8, 2, b""), "limit", ending=".png")
     yield refused("PNG without pixels", png(0, 0, 8, 2, b""), "no pixels", ending=".png")
     twice = [(256, 4, 20_000), (257, 4, 20_000)]
+    lerc = tiff_of(np.zeros((HEIGHT, WIDTH, 3), np.uint8), 2, t259=(34887,))
+    yield refused("TIFF in LERC compression", lerc, "LERC", "COMPRESS=DEFLATE", ending=".tif")
     yield refused("TIFF that names its size twice", tiff(*twice), "400,000,000", "limit", ending=".tif")
     signed = [(256, 9, -1), (257, 9, 10)]
     yield refused("TIFF of a negative size", tiff(*signed), "no pixels", ending=".tif")

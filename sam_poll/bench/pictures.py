@@ -65,7 +65,7 @@ def made(size: Size, objects: int) -> Subject:
 
 def own(folder: Path, objects: int) -> Subject:
     """The JPEGs of a folder as they are. BenchError if there is none, or one that cannot be read."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"))
     if not files:
         raise BenchError("no JPEGs are in it", place=str(folder))
     jpegs = tuple(path.read_bytes() for path in files)

@@ -1,0 +1,133 @@
+"""Which kinds of TIFF can be read, and by which decoder; the others are refused by what they are.
+
+A pure table over what a TIFF's directory says. OpenCV reads the usual kinds; Pillow those that OpenCV's libtiff is
+built without (LZMA, Zstandard) or does not unpack (2 and 4 bits). What neither of them knows as a kind of picture, such
+as five samples a pixel, is read sample by sample (`tiff_samples`) where its compression allows that.
+
+Limitations: a kind that is not in these tables is left to OpenCV, which may fail; the refusal then names the kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sam_poll.errors import PictureError
+
+Decoder = Literal["opencv", "pillow", "samples"]
+
+COLOURS = {"grey": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3, "lab": 3}  # samples a pixel, extra ones apart
+COMPRESSIONS = {  # TIFF 6.0, its supplements, and libtiff's tiff.h
+    1: "none",
+    2: "CCITT RLE",
+    3: "CCITT fax 3",
+    4: "CCITT fax 4",
+    5: "LZW",
+    6: "old-style JPEG",
+    7: "JPEG",
+    8: "deflate",
+    32766: "NeXT",
+    32773: "PackBits",
+    32809: "ThunderScan",
+    32946: "deflate",
+    34661: "JBIG",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+}
+NOT_READ = {32766, 32809, 34661, 34712, 34887, 50001, 50002}
+_PILLOW_ONLY = {34925, 50000}
+_OF_PLAIN_SAMPLES = {1, 5, 8, 32773, 32946, 34925, 50000}  # they pack bytes, and do not care what these mean
+BITS = {  # a sample; what OpenCV and Pillow were seen to read, of 1 to 16
+    "grey": (1, 2, 4, 8, 10, 12, 14, 16),
+    "rgb": (8, 10, 12, 14, 16),
+    "palette": (1, 2, 4, 8),
+    "cmyk": (8,),
+    "ycbcr": (8,),
+    "lab": (8, 16),
+}
+_OTHER_COMPRESSION = "save it with deflate or LZW compression: gdal_translate -co COMPRESS=DEFLATE IN OUT.tif"
+_FEWER_SAMPLES = "keep the samples to be shown: gdal_translate -b 1 -b 2 -b 3 IN OUT.tif"
+_EIGHT_BITS = "save it with 8 or 16 bits a sample, or as PNG"
+
+
+@dataclass(frozen=True, slots=True)
+class TiffKind:
+    """What a TIFF's directory says of its samples: `mode` as in `Header`, `bits` of each sample (one number where all
+    are the same), `samples` a pixel, `alphas` of them that are transparency, the number of the `compression`, whether
+    each sample has a plane of its own (`planes`), and whether it lies in tiles (`tiled`)."""
+
+    mode: str
+    bits: tuple[int, ...]
+    samples: int
+    alphas: int
+    compression: int
+    planes: bool
+    tiled: bool
+
+    @property
+    def extra(self) -> int:
+        """The number of samples beside those of the colours."""
+        return self.samples - COLOURS.get(self.mode, 1)
+
+    @property
+    def compressed(self) -> str:
+        """The compression, by name where it has one."""
+        return COMPRESSIONS.get(self.compression, f"number {self.compression}")
+
+
+def several_bands(kind: TiffKind) -> bool:
+    """Whether a picture that calls itself grey has three samples or more to be shown: GDAL writes 16-bit colours so."""
+    shown = kind.samples - kind.alphas
+    return kind.mode == "grey" and shown >= 3 and set(kind.bits) <= {8, 16} and kind.compression in _OF_PLAIN_SAMPLES
+
+
+def decoder_for(kind: TiffKind) -> Decoder:
+    """Choose who decodes a TIFF of this kind.
+
+    Raises PictureError for a kind that nobody reads, named by its compression, its depth or its number of samples.
+    """
+    if kind.compression in NOT_READ:
+        raise PictureError(f"a TIFF with {kind.compressed} compression cannot be read", remedy=_OTHER_COMPRESSION)
+    if len(set(kind.bits)) > 1:
+        depths = ", ".join(map(str, kind.bits))
+        raise PictureError(f"a TIFF of samples of {depths} bits cannot be read: they differ", remedy=_EIGHT_BITS)
+    bits = kind.bits[0]
+    if bits not in BITS.get(kind.mode, (bits,)):
+        raise PictureError(f"a TIFF of {bits}-bit {kind.mode} samples cannot be read", remedy=_EIGHT_BITS)
+    if kind.mode in ("grey", "rgb") and bits in (8, 16) and kind.compression in _OF_PLAIN_SAMPLES and _unusual(kind):
+        return "samples"
+    if kind.planes and bits > 8:
+        raise PictureError(f"a TIFF of {bits}-bit samples in planes of their own cannot be read", remedy=_EIGHT_BITS)
+    if kind.extra > _extra_allowed(kind):
+        what = f"{kind.samples} samples a pixel ({kind.mode}, {bits}-bit, compression: {kind.compressed})"
+        raise PictureError(f"a TIFF of {what} cannot be read", remedy=_FEWER_SAMPLES)
+    packed = bits in (2, 4) and kind.mode in ("grey", "palette")
+    return "pillow" if packed or kind.compression in _PILLOW_ONLY else "opencv"
+
+
+def _unusual(kind: TiffKind) -> bool:
+    """Whether OpenCV (5.0) cannot read these samples, or reads them wrongly: planes of 16 bits, tiles of grey with an
+    extra sample, uncompressed tiles whose bytes are no multiple of 1,024."""
+    if kind.compression in _PILLOW_ONLY or kind.extra > 1:
+        return True
+    if kind.tiled and kind.compression == 1:
+        return True
+    if kind.mode == "grey":
+        return kind.extra == 1
+    return kind.planes and kind.bits[0] == 16
+
+
+def _extra_allowed(kind: TiffKind) -> int:
+    """How many samples beside its colours OpenCV (or Pillow, where that one decodes) leaves out by itself."""
+    bits = kind.bits[0]
+    if kind.compression in _PILLOW_ONLY:
+        return 0
+    if kind.mode == "grey":
+        return 3 if bits == 8 else 0
+    if kind.mode == "palette":
+        return 1 if bits == 8 else 0
+    return 1 if kind.mode == "rgb" else 0
