@@ -4,8 +4,9 @@
 here, so that header and pixels cannot disagree. No I/O: bytes come in.
 
 What can still go wrong here: damage inside compressed data that its format cannot notice (a JPEG has no checksums)
-gives a picture with a damaged part; libjpeg and libpng then write a line of their own to stderr. Colour profiles are
-not applied, as CVAT does not apply them. Importing this module silences OpenCV's own log for the whole process.
+gives a picture with a damaged part; libjpeg, libpng and Pillow's libtiff then write a line of their own to stderr.
+Colour profiles are not applied, as CVAT does not apply them. Importing this module silences OpenCV's own log for the
+whole process.
 """
 
 from __future__ import annotations

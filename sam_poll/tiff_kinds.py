@@ -39,7 +39,7 @@ COMPRESSIONS = {  # TIFF 6.0, its supplements, and libtiff's tiff.h
     50002: "JPEG XL",
 }
 NOT_READ = {32766, 32809, 34661, 34712, 34887, 50001, 50002}
-_PILLOW_ONLY = {34925, 50000}
+PILLOW_ONLY = {34925: "lzma", 50000: "zstd"}  # as Pillow calls them
 _OF_PLAIN_SAMPLES = {1, 5, 8, 32773, 32946, 34925, 50000}  # they pack bytes, and do not care what these mean
 BITS = {  # a sample; what OpenCV and Pillow were seen to read, of 1 to 16
     "grey": (1, 2, 4, 8, 10, 12, 14, 16),
@@ -106,13 +106,16 @@ def decoder_for(kind: TiffKind) -> Decoder:
         what = f"{kind.samples} samples a pixel ({kind.mode}, {bits}-bit, compression: {kind.compressed})"
         raise PictureError(f"a TIFF of {what} cannot be read", remedy=_FEWER_SAMPLES)
     packed = bits in (2, 4) and kind.mode in ("grey", "palette")
-    return "pillow" if packed or kind.compression in _PILLOW_ONLY else "opencv"
+    return "pillow" if packed or kind.compression in PILLOW_ONLY else "opencv"
 
 
 def _unusual(kind: TiffKind) -> bool:
-    """Whether OpenCV (5.0) cannot read these samples, or reads them wrongly: planes of 16 bits, tiles of grey with an
-    extra sample, uncompressed tiles whose bytes are no multiple of 1,024."""
-    if kind.compression in _PILLOW_ONLY or kind.extra > 1:
+    """Whether OpenCV (4.11, 5.0) cannot read these samples, or reads them wrongly.
+
+    That is so of planes of 16 bits, of tiles of grey with an extra sample, and of uncompressed tiles whose number of
+    bytes is no multiple of 1,024.
+    """
+    if kind.compression in PILLOW_ONLY or kind.extra > 1:
         return True
     if kind.tiled and kind.compression == 1:
         return True
@@ -124,7 +127,7 @@ def _unusual(kind: TiffKind) -> bool:
 def _extra_allowed(kind: TiffKind) -> int:
     """How many samples beside its colours OpenCV (or Pillow, where that one decodes) leaves out by itself."""
     bits = kind.bits[0]
-    if kind.compression in _PILLOW_ONLY:
+    if kind.compression in PILLOW_ONLY:
         return 0
     if kind.mode == "grey":
         return 3 if bits == 8 else 0

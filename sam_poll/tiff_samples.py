@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sam_poll.errors import PictureError
 from sam_poll.headers import SAVE_AGAIN, Header, not_decodable, tiff_directory
+from sam_poll.tiff_kinds import PILLOW_ONLY
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_LENGTHS, _PLANES, _PREDICTOR = 273, 277, 278, 279, 284, 317
@@ -58,10 +59,25 @@ def decoded_by_pillow(data: bytes, header: Header) -> Any:
         image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))  # `Image.open` has a pixel limit of its own
         image.load()
     except (ArithmeticError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error) as error:
-        raise not_decodable(
-            data, header, "the picture is damaged, or compressed in a way that this build of Pillow cannot read"
-        ) from error
+        _check_build(header)
+        raise not_decodable(data, header, "the picture is damaged or of a kind that cannot be decoded") from error
     return image
+
+
+def _check_build(header: Header) -> None:
+    """Try whether this build of Pillow knows the file's compression at all. PictureError where it does not."""
+    from PIL import Image
+
+    if header.tiff is None or header.tiff.compression not in PILLOW_ONLY:
+        return
+    try:
+        Image.new("L", (1, 1)).save(io.BytesIO(), "TIFF", compression=PILLOW_ONLY[header.tiff.compression])
+    except OSError as error:
+        raise PictureError(
+            f"the TIFF has {header.tiff.compressed} compression, which this build of Pillow cannot read",
+            remedy="install Pillow's own wheel (pip install --force-reinstall 'pillow>=12'), or save the picture with "
+            "deflate compression",
+        ) from error
 
 
 def _of_plane(tags: dict[int, tuple[int, ...]], number: int, planes: int) -> dict[int, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from sam_poll import images, oneoff, tiff_kinds
 from sam_poll.errors import PictureError
@@ -147,6 +147,19 @@ def test_grey_of_16_bits_looks_the_same_in_any_compression(compression: str) -> 
     plain, packed = (decode(encoded(deep, "TIFF", **how)) for how in ({}, {"compression": compression}))
     assert np.array_equal(packed.pixels, plain.pixels)
     assert packed.notes == plain.notes
+
+
+def test_a_build_of_pillow_without_a_compression_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(sample(), "TIFF", compression="zstd")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("decoder error -2")
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", refuse)
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(PictureError, match="Zstandard compression, which this build of Pillow cannot read") as refusal:
+        decode(data)
+    assert "pip install" in str(refusal.value)
 
 
 @pytest.mark.parametrize("number", sorted(tiff_kinds.NOT_READ))
