@@ -346,9 +346,7 @@ def _mosaic(model: str, job: Job, between: Callable[[], None]) -> Pieces:
     try:
         from sam_poll.mosaic.jobs import begin  # here, for a second and some memory that most daemons can save
     except ImportError as error:
-        raise InputError(
-            f"the extra `geo` cannot be used: {error}", remedy=f"{MISSING}; then `sam-poll retry`"
-        ) from error
+        raise InputError(f"the extra `geo` cannot be used: {error}", remedy=MISSING, retriable=True) from error
     return begin(job, between, model=model)
 
 

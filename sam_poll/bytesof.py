@@ -5,6 +5,7 @@ What can still go wrong here: a writer that changes a file between two looks and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from typing import BinaryIO, TypeAlias
@@ -25,14 +26,7 @@ def read(path: SafePath) -> tuple[bytes, _Seen]:
 
     OSErrors other than those of a file that is no picture mean a sick share.
     """
-    try:
-        file = path.open()
-    except OSError as error:
-        if error.errno in NO_FILE:
-            remedy = "let the daemon's user read it, then `sam-poll retry`"
-            raise PictureError(f"cannot be read: {error.strerror}", place=shown(path.name), remedy=remedy) from error
-        raise
-    with file:
+    with _opened(path) as file:
         found = os.fstat(file.fileno())
         if found.st_size > _MAX_BYTES:
             raise PictureError(
@@ -41,6 +35,30 @@ def read(path: SafePath) -> tuple[bytes, _Seen]:
                 remedy="save it as a smaller file",
             )
         return file.read(), _seen(found)
+
+
+def openable(path: SafePath) -> None:
+    """Raise what `read` would raise where the file cannot even be opened."""
+    _opened(path).close()
+
+
+def _opened(path: SafePath) -> BinaryIO:
+    try:
+        return path.open()
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise unreadable(error, shown(path.name)) from error
+        raise
+
+
+def unreadable(error: OSError, place: str | None = None) -> PictureError:
+    """The refusal of a picture that cannot be opened, with the remedy that its error number suggests."""
+    if error.errno == errno.ELOOP:
+        return PictureError("cannot be read: it is a link", place=place, remedy="put the file itself there")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "give the user that sam-poll runs as permission to read it"
+        return PictureError(f"cannot be read: {error.strerror}", place=place, remedy=remedy, retriable=True)
+    return PictureError(f"cannot be read: {error.strerror or error}", place=place)
 
 
 def _seen(found: os.stat_result) -> _Seen:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sam_poll import __version__, cluster_cli
+from sam_poll import __version__, cluster_cli, reporting, streams
 from sam_poll.cvat import commands as cvat_commands
 from sam_poll.doctor.command import doctor
 from sam_poll.errors import ExitCode, ShareError, UsageError
@@ -95,12 +95,26 @@ def predict(
     """Answer some pictures once. Without --point, --box, --everything or --prompt, the prompt beside each is used."""
     from sam_poll import console, oneoff
     from sam_poll import settings as settings_
+    from sam_poll.fs import shown
 
-    console.set_up_log("text", log_level.upper())
+    console.set_up_log("text", log_level.upper(), refusals=False)
     jobs = oneoff.jobs_for(pictures, oneoff.prompts_of_flags(point or [], box or [], label, everything), prompt)
     flags: dict[str, Any] = {"model": model, "model_cfg": model_cfg, "device": device}
     flags["formats"] = format or (None if config else ["mask", "opex", "overlay"])
     settings = settings_.load(config, flags={k: v for k, v in flags.items() if v is not None})
+
+    def refused(job: Any, error: Any) -> None:
+        error.place = f"{job.name}: {error.place}" if error.place and job.name not in error.place else job.name
+        say(error)
+
+    # The cheap mistakes are told before torch is imported and the model loaded.
+    faults = oneoff.faults_of(jobs, int(settings.limits.picture_mpx * 1_000_000))
+    for job, error in faults.items():
+        refused(job, error)
+    jobs = [job for job in jobs if job not in faults]
+    if not jobs:
+        return ExitCode.FAILED_JOBS
+    oneoff.make_writable(output)
     from sam_poll.app import predict as run
 
     rows: dict[str, list[list[str]]] = {}
@@ -111,20 +125,14 @@ def predict(
             for n, m in enumerate(done.masks, 1)
         ] or [[done.name, "", "nothing found", "", "", f"{done.timings['total']:.0f}"]]
 
-    def refused(job: Any, error: Any) -> None:
-        error.place = f"{job.name}: {error.place}" if error.place and job.name not in error.place else job.name
-        say(error)
-
     code = run(settings, jobs, output, on_result=result, on_reject=refused)
     if rows:
-        from rich.console import Console
-
         columns = ["picture", "#", "object", "predicted IoU", "pixels", "ms"]
-        Console().print(
+        console.result_console().print(
             console.table("", columns, [row for job in jobs for row in rows.get(job.id, [])], right={1, 3, 4, 5})
         )
-        Console(stderr=True).print(f"written to {output}", style="dim")
-    return code
+        console.error_console().print(f"written to {shown(output)}", style="dim", markup=False, highlight=False)
+    return code or (ExitCode.FAILED_JOBS if faults else ExitCode.OK)
 
 
 @app.command()
@@ -139,6 +147,8 @@ def check(
 
     fine, wrong = 0, []
     for finding in oneoff.check(paths):
+        if streams.unread():
+            break
         if finding.error is None:
             fine += 1
         else:
@@ -170,8 +180,6 @@ def status(
 ) -> None:
     """Count what lies in the five folders, name what has waited longest, and the daemons at work with their alarms."""
     settings = settings_of(source, config)
-    from rich.console import Console
-
     from sam_poll import console
     from sam_poll.app import layout_of
     from sam_poll.doors.report import status as look
@@ -191,15 +199,14 @@ def status(
         [name, *(str(report[name].get(kind, "")) for kind in ("pictures", "prompts", "errors", "other")), str(folder)]
         for name, folder in layout.folders.items()
     ]
-    Console().print(
-        console.table("", ["folder", "pictures", "prompts", "errors", "other", ""], rows, right={1, 2, 3, 4})
-    )
+    out = console.result_console()
+    out.print(console.table("", ["folder", "pictures", "prompts", "errors", "other", ""], rows, right={1, 2, 3, 4}))
     oldest = report["oldest"]
     typer.echo(f"waiting longest: {shown(oldest['name'])}, {oldest['seconds']:.0f} s" if oldest else "nothing waits")
     typer.echo("" if report["workers"] else "no daemon works here")
     if report["workers"]:
         columns = ["daemon", "host", "pid", "model", "device", "last sign of life", "alarms"]
-        Console().print(console.table("", columns, console.worker_rows(report["workers"])))
+        out.print(console.table("", columns, console.worker_rows(report["workers"])))
     for alarm in alarms:
         message = f"alarm ({shown(alarm['kind'])}) of {shown(alarm['worker'])}: {shown(alarm['message'])}"
         typer.echo(f"{message}, for {alarm['seconds']:.0f} s")
@@ -296,8 +303,6 @@ def bench(
 @reports
 def models_list() -> None:
     """The models that can be named in settings, and whether they are here."""
-    from rich.console import Console
-
     from sam_poll import console
     from sam_poll.engines import catalog
 
@@ -305,7 +310,7 @@ def models_list() -> None:
     for name, entry in catalog.MODELS.items():
         path = catalog.path_of(name)
         rows.append([name, entry.family, f"{entry.size >> 20}", str(path) if path.is_file() else "not downloaded"])
-    Console(soft_wrap=True).print(console.table("", ["name", "family", "MiB", "where"], rows, right={2}))
+    console.result_console().print(console.table("", ["name", "family", "MiB", "where"], rows, right={2}))
 
 
 @models.command("download")
@@ -352,4 +357,4 @@ def models_verify(
 
 def main() -> None:
     """The `sam-poll` command."""
-    app()
+    reporting.run(app)

@@ -114,6 +114,11 @@ def complaints(error: ValidationError, data: object, known: Callable[[Loc], Sequ
     by_place: dict[Loc, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_place.setdefault(_real_loc(detail, data), []).append(detail)
+    for loc, details in list(by_place.items()):
+        # A list has too few entries only because one of them is wrong, which is told already.
+        inside = any(other[: len(loc)] == loc and len(other) > len(loc) for other in by_place)
+        if inside and all(detail["type"] == "too_short" for detail in details):
+            del by_place[loc]
     return [_complaint(loc, details, known) for loc, details in by_place.items()]
 
 

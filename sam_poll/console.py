@@ -27,13 +27,26 @@ _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <8} {message}"
 _LIVE = "<dim>{time:HH:mm:ss}</dim> <level>{message}</level>"
 
 
+_ENDLESS = 1_000_000  # characters of a line where nothing has an edge; a table takes only what it needs
+
+
 def error_console() -> Console:
     """Where errors and progress go: stderr, so that stdout carries results only."""
     return Console(stderr=True, soft_wrap=True)
 
 
-def set_up_log(kind: str, level: str, *, console: Console | None = None) -> None:
-    """Send loguru's lines to stderr as text or JSON lines, or through `console` so that a live display stays whole."""
+def result_console() -> Console:
+    """Where tables go: stdout. Lines are as long as their content, unless they are for a terminal, where they are
+    folded: in a pipe or a file every name can be searched for whole."""
+    out = Console()
+    if not out.file.isatty():
+        out.width = _ENDLESS
+    return out
+
+
+def set_up_log(kind: str, level: str, *, console: Console | None = None, refusals: bool = True) -> None:
+    """Send loguru's lines to stderr as text or JSON lines, or through `console` so that a live display stays whole.
+    `refusals` is False for text where the command itself prints why a job was rejected."""
     logger.remove()
     if sys.stderr is None:  # closed (2>&-): there is nobody to tell
         return
@@ -44,7 +57,8 @@ def set_up_log(kind: str, level: str, *, console: Console | None = None) -> None
             lambda line: console.print(Text.from_ansi(str(line).rstrip("\n"))), level=level, format=_LIVE, colorize=True
         )
     else:
-        logger.add(sys.stderr, level=level, format=_TEXT, colorize=False, backtrace=False, diagnose=False)
+        quiet: dict[str | None, str | int | bool] = {} if refusals else {"sam_poll.endings": "CRITICAL"}
+        logger.add(sys.stderr, level=level, format=_TEXT, colorize=False, backtrace=False, diagnose=False, filter=quiet)
 
 
 def _write_json(message: Any) -> None:
@@ -68,7 +82,7 @@ def _one_line(value: Any) -> Any:
 
 def wants_live(log: str) -> bool:
     """Whether the live display suits: `log: auto` on a terminal."""
-    return log == "auto" and sys.stderr.isatty()
+    return log == "auto" and sys.stderr is not None and sys.stderr.isatty()
 
 
 class Progress:

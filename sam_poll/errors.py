@@ -36,17 +36,21 @@ class SamPollError(Exception):
     """An error a user can understand: what, where, and what to do about it.
 
     `reason` is one sentence without the place; `place` is where in a file (`objects[2].box.x1`, `line 3`);
-    `remedy` is what the reader can do.
+    `remedy` is what the reader can do. `retriable`: once that is done the same input can be answered; where rejected
+    inputs are kept, the command that puts them back is named.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
 
-    def __init__(self, reason: str, *, place: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, reason: str, *, place: str | None = None, remedy: str | None = None, retriable: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.place = place
         self.remedy = remedy
+        self.retriable = retriable
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.reason}" if self.place else self.reason

@@ -7,18 +7,20 @@ answered.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_poll import images, prompts
+from sam_poll import bytesof, images, prompts
 from sam_poll import settings as settings_
 from sam_poll.annotations import Annotated, files
 from sam_poll.annotations.reading import image_place
 from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
-from sam_poll.errors import InputError, PromptError, SamPollError, SettingsError, UsageError
+from sam_poll.errors import InputError, PictureError, PromptError, SamPollError, SettingsError, ShareError, UsageError
+from sam_poll.headers import for_decoder
 from sam_poll.safe_path import SafePath
 from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt, Wanted
 
@@ -71,7 +73,8 @@ def prompts_of_flags(
 def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, prompt_file: Path | None) -> list[Job]:
     """One job a picture: with the prompts given, or the prompt file, or the prompt that lies beside the picture.
 
-    UsageError, PromptError; outputs are named by the picture's stem, with a number where a stem comes twice.
+    UsageError, PromptError; outputs are named by the picture's stem, with a number where a stem comes twice. A picture
+    that is not there gets a job with a fault.
     """
     if given and prompt_file:
         raise UsageError("--prompt cannot be combined with --point, --box or --everything")
@@ -82,8 +85,65 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
         while name in used:
             name, number = f"{picture.stem}~{number}", number + 1
         used.add(name)
-        jobs.append(Job(name, picture.name, SafePath.beside(picture), shared or _prompt_beside(picture)))
+        file = picture.resolve()  # who names a link means the file; the pipeline follows none
+        there = os.path.lexists(file)
+        fault = None if there else PictureError("cannot be read: No such file or directory")
+        jobs.append(
+            Job(
+                name,
+                picture.name,
+                SafePath.beside(file),
+                shared or (_prompt_beside(picture) if there else ()),
+                fault=fault,
+            )
+        )
     return jobs
+
+
+def faults_of(jobs: Sequence[Job], max_pixels: int) -> dict[Job, SamPollError]:
+    """Which of the jobs are bound to be refused, as far as it can be told quickly: files that cannot be opened, and
+    pictures that are cut off, have no readable header or do not fit their prompts, up to the first good one.
+
+    Where all are refused no model needs to be loaded; where one is good, the pipeline refuses the others.
+    """
+    faults: dict[Job, SamPollError] = {}
+    good = False
+    for job in jobs:
+        try:
+            _try(job, None if good else max_pixels)
+            good = True
+        except OSError as error:
+            faults[job] = PictureError(f"cannot be read: {error.strerror or error}")
+        except SamPollError as error:
+            faults[job] = error
+    return faults
+
+
+def _try(job: Job, max_pixels: int | None) -> None:
+    assert isinstance(job.picture, SafePath)
+    if job.fault:
+        raise job.fault
+    if max_pixels is None:
+        bytesof.openable(job.picture)
+        return
+    data, _ = bytesof.read(job.picture)
+    header = images.read_header(data, max_pixels=max_pixels)
+    for_decoder(data, header)
+    if isinstance(job.prompts, tuple):
+        prompts.fit(job.prompts, header.size)
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder for the answers, and see that files can be made in it. UsageError, ShareError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError("is no folder", place=f"-o {folder}", remedy="name a folder; it is made if needed") from None
+    except OSError as error:
+        reason = f"answers cannot be written there: {error.strerror or error}"
+        raise ShareError(reason, place=f"-o {folder}", remedy="name a folder that this user may write to") from error
 
 
 def _prompt_beside(picture: Path) -> Wanted:
@@ -132,6 +192,8 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
                     yield _open(path / name)
                 elif images.is_picture(name) or _is_prompt(name):
                     yield _look(path / name, _partner(path, name, index))
+        elif path.exists() and not path.is_file():  # a pipe, which nobody may ever write to
+            yield Finding(path, InputError("cannot be read: it is not a file"))
         elif path.suffix.lower() in (".yaml", ".yml"):
             yield _settings(path)
         elif _is_annotations(path.name):

@@ -13,8 +13,7 @@ import base64
 import binascii
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import typer
 from loguru import logger
 
+from sam_poll import reporting, streams
 from sam_poll.errors import ExitCode, InputError, UsageError
 from sam_poll.fs import free_suffix, shown, write_whole
 from sam_poll.reporting import reports
@@ -140,6 +140,8 @@ def recv(arguments: Sequence[str] | None = None) -> ExitCode:
             taken += 1
             if not _save(message["data"], given.output_dir, given.file_prefix):
                 code = ExitCode.FAILED_JOBS
+            if streams.unread():
+                break
         pubsub.close()
     link.close()
     return code
@@ -225,23 +227,16 @@ def _address(host: str, port: int, database: int, password: str | None, variable
     return of(f"redis://{name}:{port}/{database}", "command line", password)
 
 
-def _main(command: Callable[[], ExitCode]) -> None:
-    try:
-        reports(command)()
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
-
-
 def predict_main() -> None:
     """The `sam_predict_redis` command; its errors look like those of `sam-poll`."""
-    _main(predict)
+    reporting.run(reports(predict))
 
 
 def send_main() -> None:
     """The `sam_test_redis_send` command."""
-    _main(send)
+    reporting.run(reports(send))
 
 
 def recv_main() -> None:
     """The `sam_test_redis_recv` command."""
-    _main(recv)
+    reporting.run(reports(recv))

@@ -1,4 +1,4 @@
-"""How a command ends: its error in one readable message, and the exit code that goes with it.
+"""How a command begins and ends: streams that can be written to, its error in one readable message, its exit code.
 
 Nothing heavy is imported at the top, so that `--help` answers at once. What can still go wrong here: an exception that
 we did not foresee; it ends with one line, and its traceback goes into a file for the report.
@@ -11,11 +11,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 
-from sam_poll import __version__
+from sam_poll import __version__, streams
 from sam_poll.errors import ExitCode, SamPollError, ShareError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,8 +35,6 @@ def reports(command: F) -> F:
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort):
             raise
-        except BrokenPipeError:
-            raise typer.Exit(ExitCode.OK) from None
         except OSError as error:
             say(ShareError(error.strerror or str(error), place=str(error.filename) if error.filename else None))
             raise typer.Exit(ExitCode.SHARE) from None
@@ -46,6 +44,24 @@ def reports(command: F) -> F:
         raise typer.Exit(code or ExitCode.OK)
 
     return run  # type: ignore[return-value]
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Run the whole of a program: what each entry point calls. Ends the process with the command's exit code; one that
+    succeeded ends with `ExitCode.SHARE` where its output could not be written."""
+    streams.prepare()
+    code: Any = ExitCode.OK
+    try:
+        command()
+    except typer.Exit as end:
+        code = end.exit_code
+    except SystemExit as end:
+        code = end.code
+    trouble = streams.trouble()
+    if trouble and not isinstance(trouble, BrokenPipeError):
+        say(ShareError(trouble.strerror or str(trouble), place="standard output"))
+        code = code or ExitCode.SHARE
+    sys.exit(code)
 
 
 def say(error: SamPollError) -> None:
@@ -64,8 +80,14 @@ def say(error: SamPollError) -> None:
 
 
 def _say_surprise(error: Exception) -> None:
-    with tempfile.NamedTemporaryFile("w", prefix="sam-poll-", suffix=".txt", delete=False) as file:
+    with _report_file() as file:
         file.write(f"sam_poll {__version__}, Python {sys.version}\n")
         file.write("".join(traceback.format_exception(error)))
     kind = f"unexpected {type(error).__name__}: {error}"
     say(SamPollError(kind, remedy=f"this is a bug in sam-poll; please report it with {file.name}"))
+
+
+def _report_file() -> Any:
+    return tempfile.NamedTemporaryFile(
+        "w", prefix="sam-poll-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    )

@@ -10,13 +10,10 @@ way nothing gets lost); it says so at start. What fails goes to `failed` below t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
-from sam_poll import app, settings
+from sam_poll import app, reporting, settings
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import ExitCode
 from sam_poll.images import ENDINGS
@@ -95,7 +92,4 @@ def run(arguments: Sequence[str] | None = None) -> ExitCode:
 
 def main() -> None:
     """The `sam_predict_poll` command; its errors look like those of `sam-poll`."""
-    try:
-        reports(run)()
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+    reporting.run(reports(run))

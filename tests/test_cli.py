@@ -271,8 +271,8 @@ def test_a_picture_that_is_not_there_is_said_at_once(picture: Path, tmp_path: Pa
 def test_an_output_that_cannot_be_written_is_said_and_not_tried_for_ever(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "o").write_text("a file")
     run = predict(picture, "--box", "10,10,60,80", "-o", tmp_path / "o")
-    assert run.code == ExitCode.FAILED_JOBS
-    assert "cannot be written" in run.err
+    assert run.code == ExitCode.USAGE
+    assert "is no folder" in run.err
 
 
 # ── check, schema, status, retry, merge, models ──

@@ -92,9 +92,10 @@ def test_where_nobody_reads_to_the_end_the_exit_code_is_still_that_of_the_findin
     """`sam-poll doctor | head -1`: in a process of its own, because its stdout is closed."""
     reader, writer = os.pipe()
     code = (
-        "from sam_poll.doctor import command, run; from sam_poll.doctor.findings import Finding; "
+        "import sys; from sam_poll import reporting; from sam_poll.doctor import command, run; "
+        "from sam_poll.doctor.findings import Finding; "
         "done = run.Examined([Finding('share', 'folders', 'problem', 'away ' * 20_000)]); "
-        f"raise SystemExit(int(command._told(done, as_json={as_json})))"
+        f"reporting.run(lambda: sys.exit(int(command._told(done, as_json={as_json}))))"
     )
     os.close(reader)
     try:

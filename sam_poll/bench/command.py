@@ -20,7 +20,6 @@ from sam_poll import console
 from sam_poll.bench.plan import BenchError, Plan
 from sam_poll.errors import UsageError
 
-_WIDTH = 140  # characters of a line where nobody says
 _NEEDED = ("skimage", "matplotlib")
 
 
@@ -67,9 +66,7 @@ def show(report: dict[str, Any]) -> None:
     """The tables, on stdout."""
     from sam_poll.bench.report import summary, tables
 
-    out = Console()
-    if not out.is_terminal:  # a pipe has no edge
-        out.width = max(out.width, _WIDTH)
+    out = console.result_console()
     out.print(summary(report), style="dim", highlight=False)
     for title, columns, rows in tables(report):
         out.print(f"\n{title}", style="bold", highlight=False)

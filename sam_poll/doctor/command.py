@@ -7,9 +7,8 @@ own.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,8 +66,7 @@ def doctor(
         if as_json:  # whoever reads stdout gets a document whatever happens; stderr is told as always
             from sam_poll.doctor import report
 
-            text = report.failed(error)
-            _print(lambda: typer.echo(text))
+            typer.echo(report.failed(error))
         raise
     return _told(done, as_json=as_json)
 
@@ -109,24 +107,12 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _told(done: Examined, *, as_json: bool) -> ExitCode:
-    from rich.console import Console
-
+    from sam_poll.console import result_console
     from sam_poll.doctor import report
     from sam_poll.doctor.findings import exit_code
 
     if as_json:
-        text = report.as_json(done.findings, done.ms, done.details)
-        _print(lambda: typer.echo(text))
+        typer.echo(report.as_json(done.findings, done.ms, done.details))
     else:
-        _print(lambda: report.show(done.findings, done.ms, Console()))
+        report.show(done.findings, done.ms, result_console())
     return exit_code(done.findings)
-
-
-def _print(say: Callable[[], None]) -> None:
-    """Says it on stdout. Where nobody reads to the end (`| head`) the exit code still tells what was found."""
-    try:
-        say()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there at the end
-    except SystemExit:  # rich does the same, and would end with 1
-        return

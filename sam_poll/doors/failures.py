@@ -21,16 +21,18 @@ from sam_poll.safe_path import SafePath
 from sam_poll.types import Job
 
 _MAX_REPORT = 1 << 20
+_PUT_BACK = "sam-poll retry"  # only what is rejected in a folder can be put back
 
 
 def report(names: Sequence[str], job: Job, error: SamPollError) -> bytes:
     """The text. `names` are what will lie beside it, the one it is called after last."""
+    remedy = f"{error.remedy}; then `{_PUT_BACK}`" if error.retriable and error.remedy else error.remedy
     body = {
         "job": job.id,
         "code": error.code,
         "reason": error.reason,
         "place": error.place,
-        "remedy": error.remedy,
+        "remedy": remedy,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "attempt": job.attempt,
         "files": list(names),

@@ -49,7 +49,9 @@ class FilesDoor:
         self._on_reject(job, error)
 
     def release(self, job: Job, trouble: OSError | None = None) -> None:
-        """Nothing to put back."""
+        """Nothing to put back: a picture that cannot be read now is refused, as nobody reads it again."""
+        if trouble is not None:
+            self.reject(job, InputError(f"cannot be read: {trouble.strerror or trouble}"))
 
     def abandon(self, job: Job) -> None:
         """Nobody tries again here."""

@@ -79,8 +79,7 @@ class _Read:
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise
-            remedy = "let the daemon's user read it, then `sam-poll retry`"
-            raise PictureError(f"it cannot be opened: {error.strerror}", remedy=remedy) from error
+            raise bytesof.unreadable(error) from error
         return self._stack.enter_context(opened(job.picture))
 
     def _there(self, act: Callable[[], T]) -> T:
