@@ -18,6 +18,7 @@ from rich.status import Status
 
 from sam_poll import console
 from sam_poll.bench.plan import BenchError, Plan
+from sam_poll.engines.catalog import resolve
 from sam_poll.errors import UsageError
 
 _NEEDED = ("skimage", "matplotlib")
@@ -34,6 +35,8 @@ def bench(plan: Plan, *, json_file: Path | None, plot_file: Path | None) -> None
             raise UsageError("there is no such folder", place=str(file.parent))
     if plot_file and "speed" not in plan.parts:
         raise UsageError("the plot shows the part `speed`", place="--plot", remedy="leave out --part")
+    for name in plan.models:
+        resolve(name)  # an unknown one is told before half a minute of measuring
     report = measured(plan)
     show(report)
     if json_file:
