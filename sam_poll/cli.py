@@ -76,14 +76,16 @@ def watch(
 @app.command()
 @reports
 def predict(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Pictures.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Pictures.", readable=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the answers.")],
     point: Annotated[
         list[str] | None, typer.Option("--point", help="x,y or x,y,0 (background); may be repeated.")
     ] = None,
     box: Annotated[list[str] | None, typer.Option("--box", help="x0,y0,x1,y1; several are several objects.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Segment all there is, without a prompt.")] = False,
-    prompt: Annotated[Path | None, typer.Option("--prompt", help="A prompt file, for all the pictures.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option("--prompt", help="A prompt file, for all the pictures.", readable=False)
+    ] = None,
     label: Annotated[str, typer.Option("--label", help="The label of what --point and --box mark.")] = "object",
     config: ShareConfig = None,
     model: Model = None,
@@ -138,7 +140,9 @@ def predict(
 @app.command()
 @reports
 def check(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Prompts, pictures, settings, folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Prompts, pictures, settings, folders.", readable=False)
+    ],
 ) -> ExitCode:
     """Validate prompts, pictures' headers and settings without loading a model."""
     from sam_poll import oneoff
