@@ -5,17 +5,21 @@ What can still go wrong here: a writer that changes a file between two looks and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import sys
 from typing import BinaryIO, TypeAlias
 
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
 from sam_poll.fs import NO_FILE, shown
+from sam_poll.headers import Header, read_header
 from sam_poll.safe_path import SafePath
 from sam_poll.types import Job
 
 _MAX_BYTES = 2 << 30
+_HEAD = 1 << 18  # bytes in which most pictures say their size
 _LENGTH = "has {:,} bytes, but the prompt's image_bytes says {:,}"
 _HASH = "is not the file whose SHA-256 the prompt's image_sha256 names"
 _Seen: TypeAlias = tuple[int, int, int]  # inode, bytes, time of change
@@ -59,6 +63,23 @@ def unreadable(error: OSError, place: str | None = None) -> PictureError:
         remedy = "give the user that sam-poll runs as permission to read it"
         return PictureError(f"cannot be read: {error.strerror}", place=place, remedy=remedy, retriable=True)
     return PictureError(f"cannot be read: {error.strerror or error}", place=place)
+
+
+def header(path: SafePath) -> Header:
+    """Read what a picture's file says about itself, from its beginning where that tells. PictureError."""
+    try:
+        with path.open() as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}", remedy="let it be readable") from None
+    with contextlib.suppress(PictureError):
+        return read_header(head)
+    return read_header(read(path)[0])
+
+
+def header_of(data: bytes) -> Header:
+    """Read what a picture says about itself, whatever its size. PictureError."""
+    return read_header(data, max_pixels=sys.maxsize)
 
 
 def _seen(found: os.stat_result) -> _Seen:

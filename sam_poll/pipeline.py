@@ -51,7 +51,6 @@ _WAIT_S = 0.25  # until it is looked anew whether others have done the pieces th
 _MOSAIC = "`sam-poll mosaic IMAGE -o DIR`, or drop it into the folder of a daemon that has the extra `geo`"
 _SICK_READS = 3  # pictures in a row that cannot be read: it is the share, not the pictures
 
-
 Begin: TypeAlias = Callable[[Job, Callable[[], None]], Pieces]  # called with what is to be called between two steps
 
 
@@ -278,6 +277,7 @@ class Pipeline:
                 if isinstance(job.picture, SafePath):
                     bytesof.check_unchanged(job.picture, seen)
             assert task.size is not None
+            prompts.check_size(job.image_size, task.size, lambda: bytesof.header_of(data).stored)
             if isinstance(job.prompts, tuple):
                 task.prompts = prompts.fit(job.prompts, task.size)
         self._device_queue.put(task)

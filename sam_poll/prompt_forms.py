@@ -27,14 +27,24 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema
 
 from sam_poll.complaints import refuse, show
-from sam_poll.types import Box, Everything, Mosaic, Point, Prompt
+from sam_poll.types import Box, Everything, Mosaic, Point, Prompt, Size
 
 TILE_UNIT = 16  # the sides of a TIFF's blocks are multiples of it
 MAX_LABEL = 200  # characters; CVAT itself allows 64
+MAX_NOTES, MAX_NOTE = 100, 1000  # of a file; characters of each
 
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff"  # what XML 1.0 cannot hold, and what breaks a line in a log
 _LABEL = rf"^[^{_CONTROL}]*[^\s{_CONTROL}][^{_CONTROL}]*$"
 _FILE_NAME = rf"^[^/\\{_CONTROL}]+$"
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 1.0 is a whole number, as the schema's `integer` has it."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 
 
 class _Form(BaseModel):
@@ -43,12 +53,14 @@ class _Form(BaseModel):
 
 def _check_sign(value: object) -> object:
     """Python's `True == 1`, and so pydantic's, is not JSON's."""
+    value = _whole(value)
     if type(value) is not int:
         raise refuse(f"not 0 or 1: it is {show(value)}", "1: on the object. 0: not on it")
     return value
 
 
-def _check_label(text: str) -> str:
+def check_label(text: str) -> str:
+    """The label as it is; PydanticCustomError for one that is blank or would break a line of a log."""
     if re.search(_LABEL, text) is None or text.endswith("\n"):
         raise refuse("is blank or holds control characters", "use a plain name on one line")
     return text
@@ -71,9 +83,16 @@ def _check_sha256(text: str) -> str:
 Label = Annotated[
     str,
     Field(min_length=1, max_length=MAX_LABEL, json_schema_extra={"pattern": _LABEL}, description="What it is."),
-    AfterValidator(_check_label),
+    AfterValidator(check_label),
 ]
-FileName = Annotated[str, Field(json_schema_extra={"pattern": _FILE_NAME}), AfterValidator(_check_file_name)]
+FileName = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": _FILE_NAME, "maxLength": 255, "not": {"enum": [".", ".."]}}),
+    AfterValidator(_check_file_name),
+]
+Note = Annotated[
+    str, Field(min_length=1, max_length=MAX_NOTE, json_schema_extra={"pattern": _LABEL}), AfterValidator(check_label)
+]
 Sha256 = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-fA-F]{64}$"}), AfterValidator(_check_sha256)]
 
 
@@ -173,26 +192,30 @@ class ObjectForm(_Form):
 class EverythingForm(_Form):
     """How to segment everything: a grid of points, and which of the masks to keep."""
 
-    points_per_side: int = Field(default=Everything().points_per_side, ge=1, le=128, description="Grid points a side.")
-    min_area: int = Field(default=Everything().min_area, ge=0, description="Smallest mask kept, in pixels.")
+    points_per_side: Whole = Field(
+        default=Everything().points_per_side, ge=1, le=128, description="Grid points a side."
+    )
+    min_area: Whole = Field(default=Everything().min_area, ge=0, description="Smallest mask kept, in pixels.")
     iou: float = Field(default=Everything().iou, ge=0, le=1, description="Lowest predicted IoU kept.")
     stability: float = Field(default=Everything().stability, ge=0, le=1, description="Lowest stability score kept.")
-    crops: int = Field(default=Everything().crops, ge=0, le=4, description="Extra layers of enlarged crops.")
+    crops: Whole = Field(default=Everything().crops, ge=0, le=4, description="Extra layers of enlarged crops.")
 
 
 class MosaicForm(_Form):
     """How to segment a picture larger than memory: tiles, and what is asked of each."""
 
-    tile: Annotated[int, Field(ge=64, le=4096, multiple_of=TILE_UNIT)] = Field(
+    tile: Annotated[int, Field(ge=64, le=4096, multiple_of=TILE_UNIT), BeforeValidator(_whole)] = Field(
         default=Mosaic().tile, description="Side of a tile, in pixels."
     )
-    padding: int = Field(default=Mosaic().padding, ge=8, le=4096, description="Pixels seen around each tile.")
-    passes: int = Field(default=Mosaic().passes, ge=1, le=20, description="At most so many passes over a tile.")
+    padding: Whole = Field(default=Mosaic().padding, ge=8, le=4096, description="Pixels seen around each tile.")
+    passes: Whole = Field(default=Mosaic().passes, ge=1, le=20, description="At most so many passes over a tile.")
     target_coverage: float = Field(
         default=Mosaic().target_coverage, ge=0, le=1, description="Further passes end at this part of a tile."
     )
-    points_per_side: int = Field(default=Everything().points_per_side, ge=1, le=256, description="Grid points a side.")
-    min_area: int = Field(default=Everything().min_area, ge=1, description="Smallest object, in pixels.")
+    points_per_side: Whole = Field(
+        default=Everything().points_per_side, ge=1, le=256, description="Grid points a side."
+    )
+    min_area: Whole = Field(default=Everything().min_area, ge=1, description="Smallest object, in pixels.")
     iou: float = Field(default=Everything().iou, ge=0, le=1, description="Lowest predicted IoU kept.")
     stability: float = Field(default=Everything().stability, ge=0, le=1, description="Lowest stability score kept.")
 
@@ -222,6 +245,16 @@ def _true_is_defaults(value: object) -> object:
     return value
 
 
+class SizeForm(_Form):
+    """A picture's width and height in pixels, upright."""
+
+    width: Positive
+    height: Positive
+
+    def size(self) -> Size:
+        return Size(self.width, self.height)
+
+
 class FileForm(_Form):
     """What every prompt file may say about its picture."""
 
@@ -233,8 +266,11 @@ class FileForm(_Form):
         default=None,
         description="SHA-256 of the picture's file: a picture that does not match is not the one meant.",
     )
-    image_bytes: Annotated[int, Field(ge=1)] | None = Field(
+    image_bytes: Positive | None = Field(
         default=None, description="Length of the picture's file: it is complete when it has it."
+    )
+    image_size: SizeForm | None = Field(
+        default=None, description="Size of the picture that the coordinates belong to: one of another size is refused."
     )
 
 
@@ -246,6 +282,9 @@ class ObjectsFile(FileForm):
     """Many objects, one mask each."""
 
     objects: list[ObjectForm] = Field(min_length=1)
+    notes: Annotated[list[Note], Field(max_length=MAX_NOTES)] = Field(
+        default=[], description="Remarks on how the file was made, which the answer's notes repeat."
+    )
 
 
 class EverythingFile(FileForm):
@@ -277,6 +316,7 @@ KNOWN_KEYS: dict[str, Sequence[str]] = {
     "box": tuple(BoxForm.model_fields),
     "everything": tuple(EverythingForm.model_fields),
     "mosaic": tuple(MosaicForm.model_fields),
+    "image_size": tuple(SizeForm.model_fields),
 }
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from sam_poll import foreign
 from sam_poll.complaints import Complaint, Loc, complaints, place, quoted, show
 from sam_poll.errors import PromptError
 from sam_poll.prompt_forms import (
@@ -30,9 +31,9 @@ from sam_poll.prompt_forms import (
     OneObjectFile,
     schema,
 )
-from sam_poll.types import Box, Everything, Mosaic, Prompt, Size, Wanted
+from sam_poll.types import Box, Everything, Mosaic, Point, Prompt, Size, Wanted
 
-__all__ = ["MAX_BYTES", "MAX_PROMPTS", "PromptFile", "as_dict", "as_document", "fit", "parse", "schema"]
+__all__ = ["MAX_BYTES", "MAX_PROMPTS", "PromptFile", "as_dict", "as_document", "check_size", "fit", "parse", "schema"]
 
 MAX_BYTES = 4 * 1024 * 1024  # 10,000 prompts, indented and labelled, take about 2.5 MB
 MAX_PROMPTS = 10_000  # points and boxes of all objects together
@@ -54,12 +55,14 @@ _SHAPES = ("points", "box", "extreme_points")
 @dataclass(frozen=True, slots=True)
 class PromptFile:
     """A prompt file, read. `image` is the plain name of its picture where the file gives one; `image_sha256` (lower
-    case hex) and `image_bytes` describe that picture's file, so that a half-copied one can be told."""
+    case hex) and `image_bytes` describe that picture's file, so that a half-copied one can be told; `image_size` is the
+    size of the picture that the coordinates belong to."""
 
     prompts: Wanted
     image: str | None = None
     image_sha256: str | None = None
     image_bytes: int | None = None
+    image_size: Size | None = None
 
 
 # ── reading ──
@@ -71,6 +74,9 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PRO
     The first problem is the reason; how many more there are is said behind it. Reason, place and remedy are all given.
     """
     document = _load(_decode(data, max_bytes))
+    kind = foreign.of_json(document)
+    if kind:
+        raise kind.refusal(TOP)
     if not isinstance(document, _Object):
         raise PromptError(f"not a JSON object {{ … }}: it is {show(document)}", place=TOP, remedy=SEE)
     problems = _blemishes(document, max_prompts)
@@ -81,7 +87,8 @@ def parse(data: bytes, *, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PRO
         problems += complaints(error, document, lambda loc: KNOWN_KEYS.get(_group(loc), ()))
     if problems:
         _raise(problems)
-    return PromptFile(_prompts(read), read.image, read.image_sha256, read.image_bytes)
+    size = read.image_size.size() if read.image_size else None
+    return PromptFile(_prompts(read), read.image, read.image_sha256, read.image_bytes, size)
 
 
 def _prompts(read: FileForm) -> Wanted:
@@ -90,7 +97,8 @@ def _prompts(read: FileForm) -> Wanted:
     if isinstance(read, MosaicFile):
         return read.mosaic.mosaic()
     if isinstance(read, ObjectsFile):
-        return tuple(entry.prompt() for entry in read.objects)
+        first, *others = (entry.prompt() for entry in read.objects)
+        return (replace(first, notes=(*read.notes, *first.notes)), *others)
     assert isinstance(read, OneObjectFile)  # these forms are all there are
     return (read.prompt(),)
 
@@ -107,6 +115,9 @@ def _raise(problems: Sequence[Complaint]) -> NoReturn:
 
 def _decode(data: bytes, max_bytes: int) -> str:
     if len(data) > max_bytes:
+        kind = foreign.of_text(data[: 1 << 20].decode("utf-8", "replace"))
+        if kind:
+            raise kind.refusal(TOP)
         raise PromptError(
             f"the file is larger than {max_bytes:,} bytes", place=f"byte {max_bytes:,}", remedy="split it into several"
         )
@@ -145,6 +156,9 @@ def _load(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
+        kind = foreign.of_xml(text.encode()) if text.lstrip().startswith("<") else None
+        if kind:
+            raise kind.refusal("line 1") from None
         said = re.sub(r"(:| starting| at)* *$", "", error.msg[:1].lower() + error.msg[1:])
         reason = "something follows the end of the JSON" if said == "extra data" else f"not JSON: {said}"
         ends = error.pos >= len(text.rstrip()) or said.startswith("unterminated")
@@ -231,7 +245,8 @@ def fit(prompts: Sequence[Prompt], size: Size) -> tuple[Prompt, ...]:
     edges, as in CVAT and COCO, so a full-frame box is 0, 0, width, height, and a click may sit on its rim.
     A box may reach over an edge by `OVERHANG` of that side and is clipped, which `Prompt.notes` says: people and
     detectors overshoot where the picture cuts an object off. Farther out, the coordinates are most likely those of
-    another picture or scale, and clipping would hide that.
+    another picture or scale, and clipping would hide that. So are boxes, and points alone, whose coordinates all lie
+    between 0 and 1 on a picture that is larger than two pixels: they are parts of the picture's sides.
     The place is `objects[i]…` where there are several prompts, and the key alone where there is one.
     """
     problems: list[Complaint] = []
@@ -244,10 +259,42 @@ def fit(prompts: Sequence[Prompt], size: Size) -> tuple[Prompt, ...]:
             problems += _box_outside(box, size, (*loc, "box"))
             box = Box(max(box.x0, 0), max(box.y0, 0), min(box.x1, size.width), min(box.y1, size.height))
             notes += _clipped(prompt.box, box)
+        problems += _fractions(prompt.points, box, size, loc)
         fitted.append(replace(prompt, box=box, notes=notes))
     if problems:
         _raise(problems)
     return tuple(fitted)
+
+
+def check_size(stated: Size | None, size: Size, stored: Callable[[], Size] | None = None) -> None:
+    """Compare the size that a prompt was made for (None: it does not say) with that of its picture.
+
+    `stored` gives the picture's size in its file, before it is turned as its EXIF orientation says; it is called only
+    where the sizes differ. PromptError then: coordinates of another size point at other things.
+    """
+    if stated is None or stated == size:
+        return
+    was = f"{stated.width}×{stated.height}"
+    reason = f"the picture is {size.width}×{size.height}, but the prompt was made for {was}"
+    remedy = "give the picture that it was made for, or make the prompt anew on this one"
+    if stored is not None and stated == stored():
+        reason += ", which is the picture's size before its EXIF turn"
+        remedy = f"make the prompt on the upright picture, or save the picture without EXIF orientation as {was}"
+    raise PromptError(reason, place="image_size", remedy=remedy)
+
+
+def _fractions(points: Sequence[Point], box: Box | None, size: Size, loc: Loc) -> Iterator[Complaint]:
+    """Coordinates that are parts of the picture's sides instead of pixels."""
+    if max(size) <= 2:
+        return
+    key, found = "", False
+    if box is not None:
+        key, found = "box", all(0 <= value <= 1 for value in (box.x0, box.y0, box.x1, box.y1))
+    elif points:
+        key, found = "points", all(0 < value < 1 for point in points for value in (point.x, point.y))
+    if found:
+        reason = f"has normalised coordinates: all lie between 0 and 1, on a picture of {size.width}×{size.height}"
+        yield Complaint((*loc, key), reason, f"{_PIXELS}: multiply x by {size.width} and y by {size.height}")
 
 
 def _points_outside(prompt: Prompt, size: Size, loc: Loc) -> Iterator[Complaint]:

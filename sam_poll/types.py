@@ -233,8 +233,9 @@ class Job:
     """One prompt file's worth of work. `id` is its path below the input folder without its ending (`cam1/dog`);
     `name` is the picture as CVAT will know it (`done/cam1/dog.jpg`); only its door reads `origin`. `fault` is set when
     the door already knows that the job must be rejected (a prompt that cannot be understood). `sha256` (lower case hex)
-    and `nbytes` are what the picture's file must be, where the prompt says so. `attempt` counts the runs that this one
-    is the latest of: above 1, an earlier one ended its process, and the job is run alone.
+    and `nbytes` are what the picture's file must be, `image_size` what its size must be, where the prompt says so.
+    `attempt` counts the runs that this one is the latest of: above 1, an earlier one ended its process, and the job is
+    run alone.
 
     `formats` names the formats this job is answered in; None: those of the pipeline. A format of these that draws on
     the picture wants it decoded with sides of at least `cover` pixels; 0: none of them draws. `embedding`: hand the
@@ -251,6 +252,7 @@ class Job:
     fault: SamPollError | None = None
     sha256: str | None = None
     nbytes: int | None = None
+    image_size: Size | None = None
     generation: int = 1
     attempt: int = 1
     formats: tuple[str, ...] | None = None

@@ -42,3 +42,28 @@ def parse(data: bytes, target: NoDoctype | None = None) -> Any:
         return parser.close()
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding nobody knows
         raise InputError(f"is not well-formed XML: {error}") from None
+
+
+def root_tag(data: bytes) -> str | None:
+    """The name of a document's root element; None: what begins `data` is no XML, or has a document type."""
+    try:
+        parse(data[:_PIECE], _Root())
+    except _Found as found:
+        return found.tag
+    except InputError:
+        return None
+    return None
+
+
+class _Found(Exception):  # noqa: N818  no error: it ends the parsing
+    def __init__(self, tag: str) -> None:
+        super().__init__(tag)
+        self.tag = tag
+
+
+class _Root(NoDoctype):
+    def start(self, tag: str, attributes: dict[str, str]) -> NoReturn:
+        raise _Found(tag)
+
+    def close(self) -> None:
+        """Called where there was no element."""

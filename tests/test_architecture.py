@@ -24,6 +24,7 @@ LEVELS = [
     },
     {
         "sam_poll.yaml_lines",
+        "sam_poll.foreign",
         "sam_poll.prompt_forms",
         "sam_poll.geometry",
         "sam_poll.png",

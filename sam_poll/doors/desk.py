@@ -372,6 +372,7 @@ class Desk:
             fault=fault,
             sha256=parsed.image_sha256 if parsed else None,
             nbytes=parsed.image_bytes if parsed else None,
+            image_size=parsed.image_size if parsed else None,
             generation=claim.hold.generation,
             attempt=claim.hold.attempt,
         )

@@ -55,6 +55,7 @@ class Asked:
             fault=self.fault,
             sha256=self.file.image_sha256,
             nbytes=self.file.image_bytes,
+            image_size=self.file.image_size,
             attempt=attempt,
         )
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from loguru import logger
 
-from sam_poll import bytesof
+from sam_poll import bytesof, prompts
 from sam_poll.errors import PictureError
 from sam_poll.fs import NO_FILE, shown
 from sam_poll.mosaic.passes import Passes
@@ -80,7 +80,9 @@ class _Read:
             if error.errno not in NO_FILE:
                 raise
             raise bytesof.unreadable(error) from error
-        return self._stack.enter_context(opened(job.picture))
+        source = self._stack.enter_context(opened(job.picture))
+        prompts.check_size(job.image_size, source.size)
+        return source
 
     def _there(self, act: Callable[[], T]) -> T:
         future = self._thread.submit(act)

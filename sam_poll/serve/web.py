@@ -245,6 +245,7 @@ def _job(found: asked.Asked, wanted: tuple[str, ...], *, cover: int = 0, embeddi
         file.prompts,
         sha256=file.image_sha256,
         nbytes=file.image_bytes,
+        image_size=file.image_size,
         formats=wanted,
         cover=cover,
         embedding=embedding,
