@@ -12,17 +12,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from sam_poll import bytesof, images, prompts
 from sam_poll import settings as settings_
-from sam_poll.annotations import Annotated, files
+from sam_poll.annotations import Annotated, Asked, files
 from sam_poll.annotations.reading import image_place
+from sam_poll.complaints import complaints
 from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
 from sam_poll.errors import InputError, PictureError, PromptError, SamPollError, SettingsError, ShareError, UsageError
 from sam_poll.headers import for_decoder
+from sam_poll.prompt_forms import Label
+from sam_poll.prompts import PromptFile
 from sam_poll.safe_path import SafePath
-from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt, Wanted
+from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt
 
 
 def point_flag(text: str) -> Point:
@@ -31,6 +36,16 @@ def point_flag(text: str) -> Point:
     if len(numbers) == 3 and numbers[2] not in (0, 1):
         raise UsageError("a point's label is 1 (foreground) or 0 (background)", place=f"--point {text}")
     return Point(numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1)
+
+
+def label_flag(text: str) -> str:
+    """A label, as prompt files have it. UsageError."""
+    try:
+        TypeAdapter(Label).validate_python(text)
+    except ValidationError as error:
+        (problem, *_) = complaints(error, text, lambda loc: ())
+        raise UsageError(problem.reason, place=f"--label {text!r}", remedy="use a plain name on one line") from None
+    return text
 
 
 def box_flag(text: str) -> Box:
@@ -59,6 +74,7 @@ def prompts_of_flags(
         if points or boxes:
             raise UsageError("--everything is segmenting without a prompt: it cannot be combined with --point or --box")
         return Everything()
+    label = label_flag(label)
     placed = tuple(map(point_flag, points))
     framed = tuple(map(box_flag, boxes))
     if len(framed) > 1 and placed:
@@ -78,7 +94,7 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
     """
     if given and prompt_file:
         raise UsageError("--prompt cannot be combined with --point, --box or --everything")
-    shared = given or (_read_prompt(prompt_file).prompts if prompt_file else None)
+    shared = PromptFile(given) if given else _read_prompt(prompt_file) if prompt_file else None
     jobs, used = [], set()
     for picture in pictures:
         name, number = picture.stem, 2
@@ -87,16 +103,12 @@ def jobs_for(pictures: Sequence[Path], given: tuple[Prompt, ...] | Everything, p
         used.add(name)
         file = picture.resolve()  # who names a link means the file; the pipeline follows none
         there = os.path.lexists(file)
-        fault = None if there else PictureError("cannot be read: No such file or directory")
-        jobs.append(
-            Job(
-                name,
-                picture.name,
-                SafePath.beside(file),
-                shared or (_prompt_beside(picture) if there else ()),
-                fault=fault,
-            )
-        )
+        if not there:
+            fault = PictureError("cannot be read: No such file or directory")
+            jobs.append(Job(name, picture.name, SafePath.beside(file), (), fault=fault))
+            continue
+        read = shared or _prompt_beside(picture)
+        jobs.append(Job(name, picture.name, SafePath.beside(file), read.prompts, image_size=read.image_size))
     return jobs
 
 
@@ -129,6 +141,7 @@ def _try(job: Job, max_pixels: int | None) -> None:
     data, _ = bytesof.read(job.picture)
     header = images.read_header(data, max_pixels=max_pixels)
     for_decoder(data, header)
+    prompts.check_size(job.image_size, header.size, lambda: header.stored)
     if isinstance(job.prompts, tuple):
         prompts.fit(job.prompts, header.size)
 
@@ -146,11 +159,11 @@ def make_writable(folder: Path) -> None:
         raise ShareError(reason, place=f"-o {folder}", remedy="name a folder that this user may write to") from error
 
 
-def _prompt_beside(picture: Path) -> Wanted:
+def _prompt_beside(picture: Path) -> PromptFile:
     for ending in sorted(PROMPT_ENDINGS):
         beside = picture.with_suffix(ending)
         if beside.is_file():
-            return _read_prompt(beside).prompts
+            return _read_prompt(beside)
     raise UsageError(
         "no prompt",
         place=str(picture),
@@ -158,7 +171,7 @@ def _prompt_beside(picture: Path) -> Wanted:
     )
 
 
-def _read_prompt(path: Path) -> prompts.PromptFile:
+def _read_prompt(path: Path) -> PromptFile:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -220,10 +233,10 @@ def _is_annotations(name: str) -> bool:
 
 
 def _annotations(path: Path) -> Finding:
-    """Whether all its pictures would get a prompt file; each with the prompt that it would be."""
+    """Whether all its pictures would get a prompt file, each object of them an answer, and are of the size stated."""
     try:
         for annotated, chosen in asked(path.read_bytes(), path.name, images.is_picture)[0]:
-            _check_asked(annotated, prompts.parse(files.document(chosen, os.path.basename(annotated.name))))
+            _check_asked(annotated, chosen, _lies_near(path, annotated.name))
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))
     except SamPollError as error:
@@ -231,14 +244,29 @@ def _annotations(path: Path) -> Finding:
     return Finding(path)
 
 
-def _check_asked(annotated: Annotated, read: prompts.PromptFile) -> None:
-    if annotated.size is None or not isinstance(read.prompts, tuple):
-        return
+def _check_asked(annotated: Annotated, chosen: Sequence[Asked], picture: Path | None) -> None:
+    """PromptError, PictureError where the picture's prompt, or one of its objects, would be refused."""
+    size = annotated.size
     try:
-        prompts.fit(read.prompts, annotated.size)
-    except PromptError as error:
-        error.place = f"{image_place(annotated.name)}, {error.place}"
+        if picture is not None:
+            header = bytesof.header(SafePath.beside(picture))
+            prompts.check_size(size, header.size, lambda: header.stored)
+            size = header.size
+        refused = files.split(chosen, size).refused
+        if refused:
+            raise refused[0]
+    except InputError as error:
+        place = image_place(annotated.name)
+        error.place = f"{place}, {error.place}" if error.place else place
         raise
+
+
+def _lies_near(annotations: Path, name: str) -> Path | None:
+    """The picture that an annotation file means by a name: beside the file, its folders cut one after another, or
+    below the share whose `in` the file lies in."""
+    parts = name.split("/")
+    tried = [annotations.parent.joinpath(*parts[start:]) for start in range(len(parts))]
+    return next((path for path in (*tried, annotations.parent.parent / name) if path.is_file()), None)
 
 
 def _partner(folder: Path, name: str, index: Index) -> Path | None:
@@ -287,7 +315,9 @@ def _look(path: Path, picture: Path | None) -> Finding:
         read = prompts.parse(data)
         picture = path.with_name(read.image) if read.image else picture
         if picture and picture.is_file() and isinstance(read.prompts, tuple):
-            prompts.fit(read.prompts, images.read_header(picture.read_bytes()).size)
+            header = bytesof.header(SafePath.beside(picture))
+            prompts.check_size(read.image_size, header.size, lambda: header.stored)
+            prompts.fit(read.prompts, header.size)
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))
     except SamPollError as error:

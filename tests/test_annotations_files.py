@@ -16,7 +16,7 @@ from sam_poll import prompts
 from sam_poll.annotations import Annotated, Shape, box_shape, coco, files, opex, prompts_of, yolo
 from sam_poll.errors import PromptError
 from sam_poll.formats import FormatOptions
-from sam_poll.types import Size
+from sam_poll.types import Prompt, Size
 from tests.made_results import rectangle, result_of
 from tests.test_annotations_xml import EXPORT, image, label, shapes
 
@@ -103,11 +103,6 @@ def test_coco_pictures_need_no_size() -> None:
         (changed("annotations", 1, image_id=True), "annotations[1].image_id", "true"),
         (changed("annotations", 1, category_id=None), "annotations[1].category_id", "null"),
         (changed("annotations", 1, category_id=9), "annotations[1].category_id", "no id 9"),
-        (changed("annotations", 1, bbox=[1, 2, 3]), "annotations[1].bbox", "not [x"),
-        (changed("annotations", 1, bbox=[1, 2, "3x", 4]), "annotations[1].bbox[2]", "not a number"),
-        (changed("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotations[1].bbox[2]", "not a number"),
-        (changed("annotations", 1, bbox=[1, 2, float("inf"), 4]), "annotations[1].bbox[2]", "outside any picture"),
-        (changed("annotations", 1, bbox=[1, 2, 10**30, 4]), "annotations[1].bbox[2]", "outside any picture"),
     ],
 )
 def test_broken_coco_is_refused_with_its_place_and_a_remedy(body: bytes, place: str, reason: str) -> None:
@@ -116,6 +111,23 @@ def test_broken_coco_is_refused_with_its_place_and_a_remedy(body: bytes, place: 
     assert reason in caught.value.reason
     assert caught.value.place == place
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "reason"),
+    [
+        (changed("annotations", 1, bbox=[1, 2, 3]), "annotations[1].bbox", "not [x"),
+        (changed("annotations", 1, bbox=[1, 2, "3x", 4]), "annotations[1].bbox[2]", "not a number"),
+        (changed("annotations", 1, bbox=[1, 2, float("nan"), 4]), "annotations[1].bbox[2]", "not a number"),
+        (changed("annotations", 1, bbox=[1, 2, float("inf"), 4]), "annotations[1].bbox[2]", "outside any picture"),
+        (changed("annotations", 1, bbox=[1, 2, 10**30, 4]), "annotations[1].bbox[2]", "outside any picture"),
+    ],
+)
+def test_a_broken_box_of_coco_takes_its_own_object_along_and_no_other(body: bytes, place: str, reason: str) -> None:
+    dog, cat = coco.read(body)[0].shapes
+    assert dog.fault is None
+    assert (cat.fault or "").startswith(f"{place}: ")
+    assert reason in (cat.fault or "")
 
 
 def test_a_list_of_results_is_told_what_it_lacks() -> None:
@@ -184,8 +196,6 @@ def test_our_own_opex_names_its_picture_and_size_and_its_boxes_are_the_masks_edg
         (opex_of(id="", objects=[]), "id", "which picture"),
         (opex_of(objects=[3]), "objects[0]", "not an object"),
         (opex_of(objects=[{"bbox": {"top": 1, "left": 1, "bottom": 2, "right": 2}}]), "objects[0]", "no label"),
-        (opex_of(objects=[{"label": "a", "bbox": [1, 2, 3, 4]}]), "objects[0].bbox", "a list"),
-        (opex_of(objects=[{"label": "a", "bbox": {"top": 1}}]), "objects[0].bbox.left", "null"),
         (opex_of(meta={"image": "a.jpg", "width": "x", "height": "9"}), "meta.width", "not a number"),
     ],
 )
@@ -195,6 +205,19 @@ def test_broken_opex_is_refused_with_its_place_and_a_remedy(body: bytes, place: 
     assert reason in caught.value.reason
     assert caught.value.place == place
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "reason"),
+    [
+        (opex_of(objects=[{"label": "a", "bbox": [1, 2, 3, 4]}]), "objects[0].bbox", "a list"),
+        (opex_of(objects=[{"label": "a", "bbox": {"top": 1}}]), "objects[0].bbox.left", "null"),
+    ],
+)
+def test_a_broken_box_of_opex_takes_its_own_object_along(body: bytes, place: str, reason: str) -> None:
+    (shape,) = opex.read(body)[0].shapes
+    assert (shape.fault or "").startswith(f"{place}: ")
+    assert reason in (shape.fault or "")
 
 
 def test_an_object_of_opex_without_a_box_is_counted() -> None:
@@ -230,8 +253,6 @@ def test_outlines_of_yolo_are_counted_and_empty_lines_passed_over() -> None:
         (b"0 0.5 0.5 0.1", "dog, line 2", "no box"),
         (b"dog 0.5 0.5 0.1 0.1", "dog, line 2, class", "not a number"),
         (b"1 0.5 0.5 0.1 0.1", "dog, line 2", "class 1 has no name"),
-        (b"0 0.5 nan 0.1 0.1", "dog, line 2", "not a number"),
-        (b"0 320 240 100 100", "dog, line 2", "parts of the picture"),
         (b"0 0.5 0.5 0.1 \xff", "dog", "UTF-8"),
     ],
 )
@@ -241,6 +262,58 @@ def test_broken_yolo_is_refused_with_its_line_and_a_remedy(line: bytes, place: s
     assert reason in caught.value.reason
     assert caught.value.place == place
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"), [("0 0.5 nan 0.1 0.1", "not a number"), ("0 320 240 100 100", "parts of the picture")]
+)
+def test_a_broken_box_of_yolo_takes_its_own_object_along(line: str, reason: str) -> None:
+    good, bad = yolo.read(f"0 0.5 0.5 0.1 0.1\n{line}".encode(), "dog", Size(640, 480), NAMES).shapes
+    assert good.fault is None
+    assert "dog, line 2: " in (bad.fault or "")
+    assert reason in (bad.fault or "")
+
+
+BOX_LINE = "0 0.5 0.5 0.2 0.2"
+
+
+@pytest.mark.parametrize(
+    ("line", "keypoints"),
+    [
+        (f"{BOX_LINE} 7", 0),  # a track
+        (f"{BOX_LINE} 0.93 1", 0),  # a confidence and a track
+        (f"{BOX_LINE} 0.93 12", 0),
+        (f"{BOX_LINE} 0.4 0.4 2 0.6 0.6 0", 0),  # keypoints that say whether they are seen
+        (f"{BOX_LINE} 0.4 0.4 2.000000 0 0 0.000000 0.6 0.6 1", 0),
+        (f"{BOX_LINE} 0.4 0.4 0.6 0.6", 4),  # keypoints as the YAML has them
+        (f"{BOX_LINE} 0.4 0.4 0.99 0.6 0.6 0.98", 6),
+        (f"{BOX_LINE} 0.4 0.4 0.99 0.6 0.6 0.98 0.93", 6),
+        (f"{BOX_LINE} 0.4 0.4 0.99 0.6 0.6 0.98 0.93 3", 6),
+    ],
+)
+def test_lines_of_tracks_and_poses_are_boxes(line: str, keypoints: int) -> None:
+    read = yolo.read(line.encode(), "dog", Size(100, 100), NAMES, keypoints=keypoints)
+    assert read.left_out == ()
+    assert list(read.shapes[0].points) == [pytest.approx((40, 40)), pytest.approx((60, 60))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 0.1 0.1 0.9 0.1 0.5 0.9",  # a triangle
+        "0 0.1 0.1 0.9 0.1 0.5 1",  # … that ends on the edge, and no box inside the picture
+        "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9",  # a turned box
+        "0 0.1 0 0.9 0 1 0 0 1 0 1",  # five corners on the edges
+    ],
+)
+def test_outlines_are_not_taken_for_tracks_or_poses(line: str) -> None:
+    read = yolo.read(line.encode(), "dog", Size(100, 100), NAMES)
+    assert (read.shapes, read.left_out) == ((), (("outline", 1),))
+
+
+def test_a_yaml_tells_how_many_numbers_of_keypoints_follow_a_box() -> None:
+    text = b"names: [dog]\nkpt_shape: [17, 3]\n"
+    assert yolo.classes_of(text, "data.yaml") == yolo.Classes({0: "dog"}, 51)
 
 
 @pytest.mark.parametrize(
@@ -285,9 +358,9 @@ def test_the_content_says_which_kind_a_file_is() -> None:
 @pytest.mark.parametrize(
     ("body", "reason", "remedy"),
     [
-        (b"", "is empty", "four kinds"),
-        (b"\x89PNG\r\n\x1a\n", "of no kind", "four kinds"),
-        (b'{"a": 1}', "JSON of no kind", "four kinds"),
+        (b"", "is empty", "one of these kinds"),
+        (b"\x89PNG\r\n\x1a\n", "of no kind", "one of these kinds"),
+        (b'{"a": 1}', "JSON of no kind", "one of these kinds"),
         (b"0 0.5 0.5 0.1 0.1\n", "one text of YOLO", "folder"),
         (b'{"objects": [{"box": {"x0": 1, "y0": 1, "x1": 2, "y1": 2}}]}', "a prompt file already", "beside"),
         (b'{"box": {"x0": 1, "y0": 1, "x1": 2, "y1": 2}}', "a prompt file already", "beside"),
@@ -298,8 +371,10 @@ def test_what_is_none_of_the_kinds_is_told_which_there_are(body: bytes, reason: 
         files.read(body)
     assert reason in caught.value.reason
     assert remedy in (caught.value.remedy or "")
-    if remedy == "four kinds":
-        assert all(kind in (caught.value.remedy or "") for kind in ("CVAT", "COCO", "OPEX", "YOLO"))
+    if remedy == "one of these kinds":
+        assert all(
+            kind in (caught.value.remedy or "") for kind in ("CVAT", "COCO", "OPEX", "labelme", "Pascal VOC", "YOLO")
+        )
 
 
 @given(
@@ -328,11 +403,20 @@ def test_whatever_is_given_it_is_read_or_refused(data: bytes) -> None:
 # ── prompt files ──
 
 
+def fits(prompt: Prompt, size: Size) -> bool:
+    try:
+        prompts.fit(prompts.parse(json.dumps({"objects": [prompts.as_dict(prompt)]}).encode()).prompts, size)  # type: ignore[arg-type]
+    except PromptError:
+        return False
+    return True
+
+
 @given(shapes, label.filter(lambda name: not set(name) & set("/\\") and name not in (".", "..")))
-def test_a_prompt_file_is_read_back_as_the_same_prompts_or_refused_for_what_is_wrong(
+def test_a_prompt_file_is_read_back_as_the_objects_that_fit_its_picture_and_names_the_others(
     drawn: list[Shape], name: str
 ) -> None:
-    annotated = Annotated(f"done/{name}", Size(640, 480), tuple(drawn))
+    size = Size(640, 480)
+    annotated = Annotated(f"done/{name}", size, tuple(drawn))
     assert files.asks(annotated) or not drawn
     try:
         body = files.prompt_file(annotated, name)
@@ -340,15 +424,65 @@ def test_a_prompt_file_is_read_back_as_the_same_prompts_or_refused_for_what_is_w
         assert 'image "done/' in (error.place or "")  # noqa: PT017  all there is to see of the error
         return
     assert body == files.prompt_file(annotated, name)
-    expected = prompts_of(drawn)
-    sound = all(p.box is None or (p.box.x0 < p.box.x1 and p.box.y0 < p.box.y1) for p in expected)
+    expected = [prompt for prompt in prompts_of(drawn) if fits(prompt, size)]
     try:
         read = prompts.parse(body)
+        prompts.fit(read.prompts, size)  # type: ignore[arg-type]
     except PromptError:
-        assert not sound
+        assert not expected
         return
-    assert sound
-    assert (read.prompts, read.image) == (expected, name)
+    assert isinstance(read.prompts, tuple)
+    assert list(map(prompts.as_dict, read.prompts)) == list(map(prompts.as_dict, expected))
+    assert (read.image, read.image_size) == (name, size)
+    assert len(read.prompts[0].notes) == len(prompts_of(drawn)) - len(expected)
+
+
+FAULTS = {
+    "inside out": '<box label="bad" xtl="9" ytl="2" xbr="3" ybr="4"/>',
+    "outside the picture": '<box label="bad" xtl="9" ytl="2" xbr="900" ybr="4"/>',
+    "not a number": '<box label="bad" xtl="nan" ytl="2" xbr="9" ybr="4"/>',
+    "normalised": '<box label="bad" xtl="0.1" ytl="0.2" xbr="0.5" ybr="0.4"/>',
+    "has no width": '<box label="bad" xtl="9" ytl="2" xbr="9" ybr="4"/>',
+    "longer than 200": f'<box label="{"b" * 201}" xtl="1" ytl="2" xbr="9" ybr="4"/>',
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_one_bad_box_refuses_its_object_alone_and_the_prompt_notes_it(reason: str) -> None:
+    good = '<box label="dog" xtl="1" ytl="2" xbr="9" ybr="4"/>'
+    (annotated,) = (one.annotated for one in files.read(image(good + FAULTS[reason] + good)))
+    read = prompts.parse(files.prompt_file(annotated, "a.jpg"))
+    assert isinstance(read.prompts, tuple)
+    assert [prompt.label for prompt in read.prompts] == ["dog", "dog"]
+    (note,) = read.prompts[0].notes
+    assert note.startswith('object 2 "b')
+    assert reason in note
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_a_picture_of_bad_boxes_only_gets_a_prompt_that_is_refused(reason: str) -> None:
+    (annotated,) = (one.annotated for one in files.read(image(FAULTS[reason])))
+    with pytest.raises(PromptError):
+        prompts.fit(prompts.parse(files.prompt_file(annotated, "a.jpg")).prompts, Size(64, 48))  # type: ignore[arg-type]
+
+
+def test_a_faulty_shape_takes_along_what_is_grouped_with_it() -> None:
+    """Without its points that are not on it, a box would ask for another object."""
+    drawn = (
+        '<box label="dog" xtl="1" ytl="1" xbr="9" ybr="9" group_id="1"/>'
+        '<points label="background" points="x,2" group_id="1"/><box label="cat" xtl="1" ytl="1" xbr="5" ybr="5"/>'
+    )
+    (annotated,) = (one.annotated for one in files.read(image(drawn)))
+    (cat,) = prompts.parse(files.prompt_file(annotated, "a.jpg")).prompts  # type: ignore[misc]
+    assert cat.label == "cat"
+
+
+def test_of_many_bad_objects_the_first_are_named_and_the_others_counted() -> None:
+    drawn = FAULTS["inside out"] * 300 + '<box label="dog" xtl="1" ytl="2" xbr="9" ybr="4"/>'
+    (annotated,) = (one.annotated for one in files.read(image(drawn)))
+    (dog,) = prompts.parse(files.prompt_file(annotated, "a.jpg")).prompts  # type: ignore[misc]
+    assert len(dog.notes) == 21
+    assert "280 more objects" in dog.notes[-1]
 
 
 def test_a_box_inside_out_is_written_as_it_stands_and_its_job_refused_with_the_reason() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sam_poll import annotations
-from sam_poll.annotations import NEGATIVE_LABELS, Annotated, Shape, cvat_xml, objects, reading
+from sam_poll.annotations import NEGATIVE_LABELS, Annotated, Shape, cvat_xml, files, objects, reading
 from sam_poll.errors import InputError, PromptError
 from sam_poll.types import Box, Point, Prompt, Size
 from tests.made_results import rectangle, result_of
@@ -254,19 +254,7 @@ LAUGHS = (
         (image("<b/>"), 'image "dog.jpg"', "<b>"),
         (image(box() + box(label=None)), 'image "dog.jpg", box 2', "no label"),
         (image(box(label="")), 'image "dog.jpg", box 1', "no label"),
-        (image(box(xbr=None)), 'image "dog.jpg", box 1, xbr', "not a number: it is null"),
-        (image(box(xbr="nan")), 'image "dog.jpg", box 1, xbr', 'the text "nan"'),
-        (image(box(xbr="inf")), 'image "dog.jpg", box 1, xbr', 'the text "inf"'),
-        (image(box(xbr="1_0")), 'image "dog.jpg", box 1, xbr', 'the text "1_0"'),
-        (image(box(xbr="12px")), 'image "dog.jpg", box 1, xbr', 'the text "12px"'),
-        (image(box(xbr="٣")), 'image "dog.jpg", box 1, xbr', "not a number"),
-        (image(box(xbr="9" * 5000)), 'image "dog.jpg", box 1, xbr', "not a number"),
-        (image(box(xbr="1e99")), 'image "dog.jpg", box 1, xbr', "outside any picture"),
-        (image(box(rotation="x")), 'image "dog.jpg", box 1, rotation', "not a number"),
         (image(box(group_id="-1")), 'image "dog.jpg", box 1, group_id', "whole number"),
-        (image('<points label="dog"/>'), 'image "dog.jpg", points 1, point 1', "not x,y"),
-        (image('<points label="dog" points="1,2;3"/>'), 'image "dog.jpg", points 1, point 2', "not x,y"),
-        (image('<points label="dog" points="1,2;3,x"/>'), 'image "dog.jpg", points 1, point 2', "not a number"),
         (
             image('<points label="a" points="1,2"><attribute name="negative">maybe</attribute></points>'),
             'image "dog.jpg", points 1',
@@ -279,6 +267,39 @@ def test_what_is_broken_or_foreign_is_refused_with_its_place_and_a_remedy(body: 
         cvat_xml.read(body)
     assert caught.value.place == place
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "reason"),
+    [
+        (image(box(xbr=None)), "box 1, xbr", "not a number: it is null"),
+        (image(box(xbr="nan")), "box 1, xbr", 'the text "nan"'),
+        (image(box(xbr="inf")), "box 1, xbr", 'the text "inf"'),
+        (image(box(xbr="1_0")), "box 1, xbr", 'the text "1_0"'),
+        (image(box(xbr="12px")), "box 1, xbr", 'the text "12px"'),
+        (image(box(xbr="٣")), "box 1, xbr", "not a number"),
+        (image(box(xbr="9" * 5000)), "box 1, xbr", "not a number"),
+        (image(box(xbr="1e99")), "box 1, xbr", "outside any picture"),
+        (image(box(rotation="x")), "box 1, rotation", "not a number"),
+        (image('<points label="dog"/>'), "points 1, point 1", "not x,y"),
+        (image('<points label="dog" points="1,2;3"/>'), "points 1, point 2", "not x,y"),
+        (image('<points label="dog" points="1,2;3,x"/>'), "points 1, point 2", "not a number"),
+    ],
+)
+def test_a_shape_of_broken_numbers_takes_its_own_object_along_and_no_other(
+    body: bytes, place: str, reason: str
+) -> None:
+    """The last shape of the picture is the broken one."""
+    more = body.replace(b"</image>", box(label="cat").encode() + b"</image>")
+    (read,) = cvat_xml.read(more)
+    broken, cat = read.shapes[-2:]
+    assert (broken.fault or "").startswith(f"{place}: ")
+    assert reason in (broken.fault or "")
+    assert (cat.label, cat.fault) == ("cat", None)
+    split = files.split(files.asked(read), read.size)
+    assert "cat" in [one.prompt.label for one in split.sound]
+    assert len(split.refused) == 1
+    assert split.refused[0].remedy
 
 
 def test_a_video_export_is_told_what_to_export_instead() -> None:

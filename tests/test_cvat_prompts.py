@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sam_poll import cli, fs, prompts
-from sam_poll.cvat import sources
+from sam_poll.cvat import containers
 from sam_poll.cvat.finding import Pictures
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.scan import Manners
@@ -247,7 +247,7 @@ def test_a_picture_of_another_size_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "pics/turned.jpg").write_bytes(encoded(sample(48, 64), "JPEG", orientation=6))
     (tmp_path / "pics/other.jpg").write_bytes(encoded(sample(48, 64), "JPEG"))
     run = refused(tmp_path, ("turned.jpg", BOX), ("other.jpg", BOX))
-    assert 'image "other.jpg": is 48×64, but was 64×48 when it was annotated' in run.text
+    assert 'image "other.jpg": image_size: the picture is 48×64, but the prompt was made for 64×48' in run.text
     assert "turned.json" in tree(tmp_path / "in")
 
 
@@ -336,13 +336,69 @@ def test_no_name_leads_out_of_the_folders(tmp_path: Path, name: str) -> None:
     assert set(tree(tmp_path)) == {"a.json", "secret.jpg"}
 
 
-def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere/dog.jpg")
+def test_linked_pictures_and_folders_are_read_and_copied(tmp_path: Path) -> None:
+    """Data sets are often made of links."""
+    dog = picture(tmp_path / "elsewhere/dog.jpg")
+    cat = picture(tmp_path / "elsewhere/more/cat.jpg", 1)
     (tmp_path / "pics").mkdir()
-    (tmp_path / "pics/dog.jpg").symlink_to(tmp_path / "elsewhere/dog.jpg")
-    (tmp_path / "pics/cam1").symlink_to(tmp_path / "elsewhere")
-    run = refused(tmp_path, ("dog.jpg", BOX), ("cam1/dog.jpg", BOX))
-    assert run.text.count("is not there") == 2
+    (tmp_path / "pics/dog.jpg").symlink_to(dog)
+    (tmp_path / "pics/cam1").symlink_to(cat.parent)
+    (cat.parent / "round").symlink_to(tmp_path / "pics")  # no end of folders
+    file = xml(tmp_path / "a.xml", ("dog.jpg", BOX), ("cam1/cat.jpg", BOX))
+    assert Run(file, "--images", tmp_path / "pics", "-o", tmp_path / "in").code == ExitCode.OK
+    written = tree(tmp_path / "in")
+    assert set(written) == {"dog.jpg", "dog.json", "cam1/cat.jpg", "cam1/cat.json"}
+    assert not (tmp_path / "in/dog.jpg").is_symlink()
+    assert written["cam1/cat.jpg"] == cat.read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["in", "done"])
+def test_links_in_the_shares_own_folders_are_not_followed(tmp_path: Path, folder: str) -> None:
+    """A daemon takes no links; and whoever writes to the share could plant them."""
+    picture(tmp_path / "elsewhere/dog.jpg")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "dog.jpg").symlink_to(tmp_path / "elsewhere/dog.jpg")
+    file = xml(tmp_path / "a.xml", ("dog.jpg", BOX))
+    run = Run(file, "--images", tmp_path / folder, "-o", tmp_path / "in")
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "is not there" in run.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link of another user's")
+def test_links_of_other_users_are_not_followed_and_counted(tmp_path: Path) -> None:
+    secret = picture(tmp_path / "secret/dog.jpg")
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/dog.jpg").symlink_to(secret)
+    os.lchown(tmp_path / "pics/dog.jpg", 12345, 12345)
+    file = xml(tmp_path / "a.xml", ("dog.jpg", BOX))
+    run = Run(file, "--images", tmp_path / "pics", "-o", tmp_path / "in")
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "1 link of other users not followed" in run.text
+    os.chown(tmp_path / "pics", 12345, 12345)  # the folder that was named is this user's
+    assert Run(file, "--images", tmp_path / "pics", "-o", tmp_path / "in").code == ExitCode.OK
+
+
+def test_one_bad_box_refuses_its_object_and_not_its_pictures_others(tmp_path: Path) -> None:
+    picture(tmp_path / "pics/dog.jpg")
+    bad = BOX.replace("50", "nan").replace("dog", "cat")
+    file = xml(tmp_path / "a.xml", ("dog.jpg", BOX + bad + BOX.replace("50", "500")))
+    run = Run(file, "--images", tmp_path / "pics", "-o", tmp_path / "in")
+    assert run.code == ExitCode.FAILED_JOBS
+    (dog,) = asked(tree(tmp_path / "in")["dog.json"])
+    assert dog.label == "dog"
+    assert len(dog.notes) == 2
+    assert 'image "dog.jpg": object 2 "cat": box 2, xbr: is not a number' in run.text
+    assert 'image "dog.jpg": object 3 "dog", box.x1: 500 lies outside' in run.text
+
+
+def test_a_size_of_before_the_exif_turn_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/turned.jpg").write_bytes(encoded(sample(48, 64), "JPEG", orientation=6))
+    file = xml(tmp_path / "a.xml", ("turned.jpg", BOX.replace("50", "40")), size='width="48" height="64"')
+    run = Run(file, "--images", tmp_path / "pics", "-o", tmp_path / "in")
+    assert run.code == ExitCode.FAILED_JOBS
+    assert "64×48, but the prompt was made for 48×64, which is the picture's size before its EXIF turn" in run.text
+    assert not (tmp_path / "in").exists()
 
 
 # ── the other kinds ──
@@ -418,7 +474,8 @@ BIG = zipped(("annotations.xml", bytes(100_000)))
     [
         (b"", "a.zip: line 1: is empty"),
         (b"GIF89a", "of no kind that can be read"),
-        (zipped(("x.txt", b"")), "a ZIP with 0 files of annotations"),
+        (zipped(("x.md", b"")), "a ZIP that holds neither texts nor JSON nor XML"),
+        (zipped(("x.txt", b"")), "does not say what its classes are called"),
         (zipped(("annotations.xml", b"<a/>"), ("annotations/b.json", b"{}")), "a ZIP with 2 files"),
         (zipped(("annotations.xml", b"<a/>")), "a.zip: the XML file: is not a CVAT file"),
         (BIG, "too large"),
@@ -428,7 +485,7 @@ BIG = zipped(("annotations.xml", bytes(100_000)))
 def test_a_file_that_cannot_be_read_is_told_with_its_name_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, reason: str
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(containers, "MAX_BYTES", 50_000)
     (tmp_path / "a.zip").write_bytes(body)
     run = Run(tmp_path / "a.zip", "--images", tmp_path, "-o", tmp_path / "in")
     assert run.code == ExitCode.FAILED_JOBS
@@ -447,7 +504,7 @@ def test_a_folder_of_neither_or_both_kinds_is_refused(tmp_path: Path) -> None:
     assert "neither texts nor JSON" in Run(tmp_path / "a", "--images", tmp_path, "-o", tmp_path / "in").text
     (tmp_path / "a/b.txt").touch()
     (tmp_path / "a/b.json").touch()
-    assert "both texts and JSON" in Run(tmp_path / "a", "--images", tmp_path, "-o", tmp_path / "in").text
+    assert "both YOLO texts and JSON files" in Run(tmp_path / "a", "--images", tmp_path, "-o", tmp_path / "in").text
 
 
 # ── interrupted ──

@@ -1,10 +1,11 @@
 """Annotations made elsewhere, read as prompts: what a person drew or a detector found becomes what SAM is asked.
 
-The words every reader uses (CVAT's XML, COCO, YOLO, OPEX; a CVAT server), and the one place that says which shapes are
-one object. Pure: no I/O, pictures are known by name and size only. Each file's kind has a module of its own.
+The words every reader uses (CVAT's XML, COCO, YOLO, OPEX, labelme, Pascal VOC; a CVAT server), and the one place that
+says which shapes are one object. Pure: no I/O, pictures are known by name and size only. Each file's kind has a module
+of its own.
 
 What can still go wrong here: a box can lie on the wrong thing; nothing here can see that. Whether coordinates fit the
-picture is seen when the prompt is answered (`prompts.fit`).
+picture is for `files.split`, and for `prompts.fit` when the prompt is answered.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Shape:
     """A box (two corners, x0 < x1 and y0 < y1 where it is sound) or some points, in pixels of the upright picture.
 
     `group` above 0 ties the shapes of one object. `negative`: these points are not on it. `key` is its reader's own
-    (a server's id); nobody else looks at it.
+    (a server's id); nobody else looks at it. `fault` says why the shape cannot be used (its numbers are no numbers;
+    `points` are NaN then): the object that it belongs to is refused, and no other.
     """
 
     kind: Literal["box", "points"]
@@ -41,6 +43,7 @@ class Shape:
     group: int = 0
     negative: bool = False
     key: Any = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,13 @@ def box_shape(
         if size and x0 < size.width and y0 < size.height and x1 > 0 and y1 > 0:
             x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(size.width)), min(y1, float(size.height))
     return Shape("box", label, ((x0, y0), (x1, y1)), **more)
+
+
+def faulty(kind: Literal["box", "points"], label: str, error: PromptError, **more: Any) -> Shape:
+    """A shape that cannot be used, with the reason: it takes its object along, not the others of its picture."""
+    corner = (math.nan, math.nan)
+    fault = f"{error.place}: {error.reason}" if error.place else error.reason
+    return Shape(kind, label, (corner, corner) if kind == "box" else (corner,), fault=fault, **more)
 
 
 def objects(shapes: Sequence[Shape]) -> list[Asked]:

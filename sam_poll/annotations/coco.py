@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sam_poll.annotations import Annotated, Shape, box_shape
+from sam_poll.annotations import Annotated, Shape, box_shape, faulty
 from sam_poll.annotations.reading import (
     MAX_IMAGES,
     MAX_SHAPES,
@@ -64,7 +64,11 @@ def read_document(document: Any) -> list[Annotated]:
             left_out.setdefault(image, Counter())[reason] += 1
             continue
         label = names[_looked_up(names, entry, "category_id", place)]
-        shapes.setdefault(image, []).append(box_shape(_corners(entry["bbox"], f"{place}.bbox"), label))
+        try:
+            shape = box_shape(_corners(entry["bbox"], f"{place}.bbox"), label)
+        except PromptError as error:
+            shape = faulty("box", label, error)
+        shapes.setdefault(image, []).append(shape)
     return each_once(
         Annotated(name, size, tuple(shapes.pop(key, ())), counted(left_out.pop(key, Counter())))
         for key, (name, size) in images.items()

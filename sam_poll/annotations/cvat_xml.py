@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from sam_poll import xml_safely
-from sam_poll.annotations import NEGATIVE_ATTRIBUTE, NEGATIVE_LABELS, Annotated, Shape, box_shape
+from sam_poll import foreign, xml_safely
+from sam_poll.annotations import NEGATIVE_ATTRIBUTE, NEGATIVE_LABELS, Annotated, Shape, box_shape, faulty
 from sam_poll.annotations.reading import MAX_IMAGES, MAX_SHAPES, counted, each_once, image_place, number, whole
 from sam_poll.complaints import quoted
 from sam_poll.errors import InputError, PromptError
@@ -31,8 +31,8 @@ _TICKED = {"true": True, "false": False, "": False}
 def read(data: bytes) -> list[Annotated]:
     """The pictures of an XML file, in its order, those without any shape included.
 
-    PromptError, with the place (`image "dog.jpg", box 3`) and the remedy, for what is no such file and for broken
-    numbers. A box that is inside out is no error here: its own job will be refused.
+    PromptError, with the place (`image "dog.jpg", box 3`) and the remedy, for what is no such file. A shape whose
+    coordinates are no numbers, and a box that is inside out, are no errors here: their own object will be refused.
     """
     try:
         pictures: list[Annotated] = xml_safely.parse(data, _Reader())
@@ -101,6 +101,8 @@ class _Reader(xml_safely.NoDoctype):
     # ── what the elements mean ──
 
     def _begin_file(self, tag: str) -> None:
+        if tag == "annotation":
+            raise foreign.VOC.refusal("the XML file", "a `CVAT for images` file")
         if tag != "annotations":
             reason = f"is not a CVAT file: its root is <{quoted(tag)[1:-1]}>, not <annotations>"
             raise PromptError(reason, place="the XML file", remedy=EXPORT)
@@ -159,14 +161,21 @@ class _Reader(xml_safely.NoDoctype):
                 raise PromptError("has no label", remedy=EXPORT)
             label = self._labels.setdefault(label, label)  # one string, not one for each of a million shapes
             group = whole(given.get("group_id", "0"), "group_id")
-            if tag == "box":
-                x0, y0, x1, y1 = (number(given.get(key), key) for key in ("xtl", "ytl", "xbr", "ybr"))
-                more: dict[str, Any] = {"group": group, "negative": bool(self._negative)}
-                turn = number(given.get("rotation", "0"), "rotation")
-                self._shapes.append(box_shape((x0, y0, x1, y1), label, rotation=turn, size=self._size, **more))
-            else:
-                negative = bool(self._negative) or label in NEGATIVE_LABELS
-                self._shapes.append(Shape("points", label, _points(given), group, negative))
+            more: dict[str, Any] = {"group": group, "negative": bool(self._negative)}
+            if tag == "points":
+                more["negative"] = bool(self._negative) or label in NEGATIVE_LABELS
+            try:
+                self._shapes.append(self._made(tag, given, label, more))
+            except PromptError as error:
+                error.place = f"{tag} {self._numbers[tag]}" + (f", {error.place}" if error.place else "")
+                self._shapes.append(faulty("box" if tag == "box" else "points", label, error, **more))
+
+    def _made(self, tag: str, given: dict[str, str], label: str, more: dict[str, Any]) -> Shape:
+        if tag == "points":
+            return Shape("points", label, _points(given), **more)
+        x0, y0, x1, y1 = (number(given.get(key), key) for key in ("xtl", "ytl", "xbr", "ybr"))
+        turn = number(given.get("rotation", "0"), "rotation")
+        return box_shape((x0, y0, x1, y1), label, rotation=turn, size=self._size, **more)
 
     @contextlib.contextmanager
     def _placing(self) -> Iterator[None]:

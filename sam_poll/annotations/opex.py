@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sam_poll.annotations import Annotated, Shape, box_shape
+from sam_poll.annotations import Annotated, Shape, box_shape, faulty
 from sam_poll.annotations.reading import MAX_SHAPES, counted, load_json, number, whole
 from sam_poll.complaints import show
 from sam_poll.errors import PromptError
@@ -56,7 +56,11 @@ def read_document(document: Any, stem: str = "") -> tuple[Annotated, tuple[str, 
         if entry.get("bbox") is None:
             left_out["boxless object"] += 1
         else:
-            shapes.append(box_shape(_corners(entry["bbox"], f"{place}.bbox"), _label(entry, place)))
+            label = _label(entry, place)
+            try:
+                shapes.append(box_shape(_corners(entry["bbox"], f"{place}.bbox"), label))
+            except PromptError as error:
+                shapes.append(faulty("box", label, error))
     return Annotated(names[0], _size(meta), tuple(shapes), counted(left_out)), names
 
 

@@ -16,6 +16,7 @@ from sam_poll.annotations import Annotated
 from sam_poll.complaints import show
 from sam_poll.errors import PromptError
 from sam_poll.fs import shown
+from sam_poll.types import Size
 
 MAX_IMAGES = 1_000_000
 MAX_SHAPES = 5_000_000  # of all pictures together, those that are left out included; about 2.5 GB as shapes
@@ -48,6 +49,13 @@ def whole(value: object, place: str, *, least: int = 0) -> int:
     if found != int(found) or found < least:
         raise PromptError(f"is not a whole number from {least} on: it is {show(value)}", place=place, remedy=NUMBERS)
     return int(found)
+
+
+def size_of(width: object, height: object, at_width: str, at_height: str) -> Size | None:
+    """A picture's size as a file states it; None where it states neither side. PromptError, at one of these places."""
+    if width is None and height is None:
+        return None
+    return Size(whole(width, at_width, least=1), whole(height, at_height, least=1))
 
 
 def image_place(name: str) -> str:

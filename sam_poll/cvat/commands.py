@@ -35,7 +35,8 @@ def prompts(
     annotations: Annotated[
         Path,
         typer.Argument(
-            metavar="ANNOTATIONS", help="CVAT for images 1.1 or COCO (or their ZIP), OPEX, or a folder of YOLO texts."
+            metavar="ANNOTATIONS",
+            help="CVAT for images 1.1, COCO, OPEX, labelme or Pascal VOC; a folder or ZIP of these or of YOLO texts.",
         ),
     ],
     images: Annotated[Path, typer.Option("--images", help="The folder that the pictures' names are relative to.")],

@@ -9,7 +9,6 @@ name in the same instant is overwritten.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import posixpath
 from collections import Counter
@@ -23,6 +22,7 @@ from sam_poll import bytesof, fs, images, prompts
 from sam_poll.annotations import files
 from sam_poll.annotations.reading import image_place
 from sam_poll.console import count, error_console
+from sam_poll.cvat.containers import listed
 from sam_poll.cvat.finding import Pictures
 from sam_poll.cvat.sources import Source, opened
 from sam_poll.doors.claims import outer_name
@@ -31,10 +31,8 @@ from sam_poll.doors.settle import is_temporary
 from sam_poll.errors import ExitCode, InputError, PictureError, PromptError, UsageError
 from sam_poll.reporting import say
 from sam_poll.safe_path import SafePath
-from sam_poll.types import Size
 
 _SAID = 20  # troubles told one by one; the rest is counted
-_HEAD = 1 << 18  # bytes in which most pictures say their size
 
 
 def write(
@@ -89,7 +87,7 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)
     labels: set[str] = field(default_factory=set)
     troubles: list[InputError] = field(default_factory=list)
-    more: int = 0
+    foreign_links: int = 0
 
     def refuse(self, name: str, error: InputError) -> None:
         """A picture or a file of annotations is passed over."""
@@ -111,6 +109,7 @@ class Tally:
             kinds = [count(number, kind) for kind, number in sorted(self.left_out.items())]
             lines.append(f"left out: {', '.join(kinds)}")
         lines += [f"{len(self.troubles):,} passed over"] if self.troubles else []
+        lines += [f"{count(self.foreign_links, 'link')} of other users not followed"] if self.foreign_links else []
         typer.echo("; ".join(lines), err=True)
 
 
@@ -129,9 +128,11 @@ class _Work:
         self._root, self._output = root.resolve(), SafePath.at(output.resolve())
         self._work, self._done = (SafePath.at(self._output.path.parent / name) for name in ("work", "done"))
         self._labels, self._negatives, self._copies, self._tally = frozenset(labels), negatives, copies, tally
-        paths = _pictures_below(self._root)
-        self._pictures = Pictures(paths, _inside(self._output.path, self._root))
-        targets = {self._target(path)[0] for path in paths}
+        below = listed(self._root, (self._output.path, self._done.path))
+        tally.foreign_links = below.foreign
+        self._files = {path: file for path, file in below.files.items() if _is_picture(path)}
+        self._pictures = Pictures(self._files, _inside(self._output.path, self._root))
+        targets = {self._target(path)[0] for path in self._files}
         if self._output.is_dir():
             targets.update(_pictures_below(self._output.path))
         self._stems = Counter(posixpath.splitext(target)[0] for target in targets)
@@ -167,13 +168,9 @@ class _Work:
 
     def _do(self, source: Source, path: str) -> None:
         target, lies_there = self._target(path)
-        size = _size(self._root / path)
-        if source.size not in (None, size):
-            was = f"{source.size.width}×{source.size.height}" if source.size else ""
-            raise PictureError(
-                f"is {size.width}×{size.height}, but was {was} when it was annotated",
-                remedy="give the very pictures that were annotated",
-            )
+        header = bytesof.header(SafePath.beside(self._files[path]))
+        size = header.size
+        prompts.check_size(source.size, size, lambda: header.stored)
         annotated = source.made(size)
         self._tally.left_out.update(dict(annotated.left_out))
         self._tally.labels.update(shape.label for shape in annotated.shapes)
@@ -181,8 +178,14 @@ class _Work:
         if not chosen:
             self._tally.nothing += 1
             return
-        body = files.document(chosen, posixpath.basename(target))
-        _check(body, size)
+        found = files.split(chosen, size)
+        if not found.sound:
+            raise found.refused[0]
+        for error in found.refused:
+            self._tally.refuse(image_place(source.names[0]), error)
+        body = files.document(chosen, posixpath.basename(target), size)
+        # Of the rules for a whole file, which is not refused for one of its objects.
+        prompts.parse(body)
         # In the order in which a daemon moves them: what is moved between two looks is met by the later one.
         same = any(_holds(self._output / name, body) for name in self._names(target))
         if not same and (self._at_work(target, body) or self._answered(path, target, body)):
@@ -195,8 +198,8 @@ class _Work:
         if lies_there is self._done:
             self._check_alone(target)
         elif lies_there is None and self._copies:
-            self._copy(self._root / path, self._output / target)
-        self._tally.objects += len(chosen)
+            self._copy(self._files[path], self._output / target)
+        self._tally.objects += len(found.sound)
         if same:
             self._tally.same += 1
             return
@@ -205,7 +208,7 @@ class _Work:
 
     def _target(self, path: str) -> tuple[str, SafePath | None]:
         """Where a picture belongs below the output, and the folder of the share that it lies in already."""
-        there = self._root / path
+        there = self._files[path]
         for folder in (self._output, self._done):
             if there.is_relative_to(folder.path):
                 return there.relative_to(folder.path).as_posix(), folder
@@ -232,7 +235,7 @@ class _Work:
         for name in self._names(target):
             number, asked = 1, self._done / name
             while fs.exists(asked):
-                if _holds(asked, body) and _same(self._root / path, self._done / target):
+                if _holds(asked, body) and _same(self._files[path], self._done / target):
                     return True
                 number += 1
                 asked = fs.with_suffix(self._done / name, f"~{number}")
@@ -274,11 +277,12 @@ class _Work:
 
 
 def _pictures_below(root: Path) -> list[str]:
-    return [
-        path
-        for path, entry in walk(SafePath.at(root))
-        if images.is_picture(entry.name) and not is_temporary(entry.name)
-    ]
+    return [path for path, _ in walk(SafePath.at(root)) if _is_picture(path)]
+
+
+def _is_picture(path: str) -> bool:
+    name = posixpath.basename(path)
+    return images.is_picture(name) and not is_temporary(name)
 
 
 def _inside(inner: Path, outer: Path) -> str | None:
@@ -314,22 +318,3 @@ def _same(one: Path, other: SafePath) -> bool:
         if error.errno in fs.NOT_THERE:
             return False
         raise
-
-
-def _size(path: Path) -> Size:
-    """A picture's size, from the beginning of its file where that tells. PictureError."""
-    try:
-        with SafePath.beside(path).open() as file:
-            head = file.read(_HEAD)
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}", remedy="let it be readable") from None
-    with contextlib.suppress(PictureError):
-        return images.read_header(head).size
-    return images.read_header(bytesof.read(SafePath.beside(path))[0]).size
-
-
-def _check(body: bytes, size: Size) -> None:
-    """PromptError now where the prompt would be rejected later."""
-    asked = prompts.parse(body).prompts
-    assert isinstance(asked, tuple)  # it names objects
-    prompts.fit(asked, size)

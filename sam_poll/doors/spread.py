@@ -8,7 +8,7 @@ Whoever takes the claim over begins anew as long as `.prompts` is not there, and
 prompt comes to `in/` once. The annotation file itself goes to `done/` when the last has.
 
 What can still go wrong here: a name that fits no picture on the share gives a prompt that waits for one, where the name
-says. Pictures' sizes are not compared with those the file tells: whether boxes fit is seen when they are answered.
+says. The size that the file tells of a picture is written into its prompt, and compared when that is answered.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Spreader:
             try:
                 _make_folders(making, posixpath.dirname(rel))
                 with (making / rel).create() as file:
-                    file.write(self._body(chosen, picture))
+                    file.write(self._body(annotated, chosen, picture))
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:
                     raise
@@ -182,8 +182,8 @@ class Spreader:
                 return rel
         raise AssertionError("unreachable")
 
-    def _body(self, chosen: Sequence[Asked], picture: str) -> bytes:
-        body = files.document(chosen, posixpath.basename(picture))
+    def _body(self, annotated: Annotated, chosen: Sequence[Asked], picture: str) -> bytes:
+        body = files.document(chosen, posixpath.basename(picture), annotated.size)
         done = self._layout.done / picture
         if self._waiting(picture) or not exists(with_suffix(done, "~2")) or not self._lies(self._layout.done, picture):
             return body
