@@ -316,7 +316,7 @@ def test_check_looks_into_annotations_as_the_folder_would(share: Share, tmp_path
     assert run.code == ExitCode.FAILED_JOBS
     assert "1 fine, 1 wrong" in run.err
     assert "cam1/far.xml" in run.out
-    assert 'image "cat.jpg", box.x1' in run.out
+    assert 'image "cat.jpg", object 1 "dog", box.x1' in run.out
 
 
 def test_check_of_settings_ends_with_78(tmp_path: Path) -> None:
