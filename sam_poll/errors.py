@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     BUG = 1  # an error we did not foresee
     USAGE = 2  # the command line makes no sense
     FAILED_JOBS = 3  # `--once`, `predict` or `check`: everything was answered, some of it with a refusal
-    MODEL = 4  # the model cannot be found, verified, built or loaded
+    MODEL = 4  # the model, or a library that it needs, cannot be found, verified, built or loaded
     CVAT_REFUSED = 40  # the CVAT server does not accept what it was sent (400 and the like)
     CVAT_UNAUTHORIZED = 41  # it does not know us (401)
     CVAT_FORBIDDEN = 43  # we may not do this there (403)
@@ -82,6 +82,13 @@ class ModelError(SamPollError):
     """The model cannot be found, downloaded, verified, built or loaded."""
 
     code = "model"
+    exit_code = ExitCode.MODEL
+
+
+class InstallationError(SamPollError):
+    """A package that the program needs is installed, but cannot be loaded on this machine."""
+
+    code = "installation"
     exit_code = ExitCode.MODEL
 
 

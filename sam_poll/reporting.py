@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
-from sam_poll import __version__, streams
+from sam_poll import __version__, missing_library, streams
 from sam_poll.errors import ExitCode, SamPollError, ShareError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,6 +39,9 @@ def reports(command: F) -> F:
             say(ShareError(error.strerror or str(error), place=str(error.filename) if error.filename else None))
             raise typer.Exit(ExitCode.SHARE) from None
         except Exception as error:  # noqa: BLE001  the last place where a surprise can be told in one line
+            if explained := missing_library.explained(error):
+                say(explained)
+                raise typer.Exit(explained.exit_code) from None
             _say_surprise(error)
             raise typer.Exit(ExitCode.BUG) from None
         raise typer.Exit(code or ExitCode.OK)

@@ -13,10 +13,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam_poll import app, reporting, settings
-from sam_poll.doors.layout import Layout
+from sam_poll import reporting
 from sam_poll.errors import ExitCode
-from sam_poll.images import ENDINGS
 from sam_poll.reporting import reports
 
 SUFFIXES = {".mask.png": ".png", ".opex.json": ".json"}
@@ -61,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str] | None = None) -> ExitCode:
     """Work as their script would. Raises SamPollError."""
     given = parser().parse_args(arguments)
+    # Here, so that `--help` answers at once, and so that a library that is missing is reported as any other error.
+    from sam_poll import app, settings
+    from sam_poll.images import ENDINGS
+
     out: Path = given.prediction_out.absolute()
     flags = {
         "input": given.prediction_in,
@@ -78,7 +80,7 @@ def run(arguments: Sequence[str] | None = None) -> ExitCode:
         "log_level": "DEBUG" if given.verbose else "WARNING" if given.quiet else "INFO",
     }
     chosen = settings.load(None, env={}, flags=flags, done_may_be_output=True)
-    layout: Layout = app.layout_of(
+    layout = app.layout_of(
         chosen,
         delete_input=given.delete_input,
         prompt_endings=frozenset({".prompt"}),

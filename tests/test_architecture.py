@@ -21,6 +21,7 @@ LEVELS = [
         "sam_poll.wire",
         "sam_poll.xml_safely",
         "sam_poll.tiff_kinds",
+        "sam_poll.missing_library",
     },
     {
         "sam_poll.yaml_lines",

@@ -116,6 +116,17 @@ def test_what_is_not_installed_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> 
     assert [finding.level for finding in machine.packages()] == ["ok", "warning"]
 
 
+def test_opencv_twice_is_a_warning_unless_it_is_headless_over_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def levels(**opencv: str) -> list[str]:
+        versions = dict.fromkeys(machine.PACKAGES, "1") | {name.replace("_", "-"): v for name, v in opencv.items()}
+        monkeypatch.setattr(machine, "_version", versions.get)
+        return [finding.level for finding in machine.packages()]
+
+    assert levels(opencv_python="5.0", opencv_python_headless="5.0") == ["ok"]
+    assert levels(opencv_python="5.0", opencv_python_headless="4.9") == ["ok", "warning"]
+    assert levels(opencv_python="5.0", opencv_contrib_python="5.0") == ["ok", "warning"]
+
+
 def test_little_main_memory_is_a_warning() -> None:
     levels = [machine.memory(machine.Limits(), mib).level for mib in (500.0, 9000.0)]
     assert levels == ["warning", "ok"]

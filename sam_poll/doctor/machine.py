@@ -21,7 +21,8 @@ from sam_poll.doctor.findings import Finding
 
 MIB = 2**20
 PACKAGES = ("torch", "torchvision", "sam2", "segment-anything", "numpy")
-# The wheels that hold the module cv2; two of them in one environment overwrite each other's files.
+# The wheels that hold the module cv2; two of them in one environment overwrite each other's files. The first two in one
+# version do no harm: the Makefile puts the second over the first where libraries of a desktop are missing.
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 # What the libraries under torch, numpy and OpenCV read to choose their number of threads.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_WAIT_POLICY")
@@ -64,7 +65,7 @@ def packages() -> Iterator[Finding]:
         remedy = "install what is missing as the README says"
         names = ", ".join(missing)
         yield Finding("machine", "packages", "problem", f"not installed: {names}", None, remedy)
-    if len(cv) > 1:
+    if len(cv) > 1 and not (set(cv) == set(OPENCV[:2]) and len(set(cv.values())) == 1):
         remedy = f"pip uninstall {' '.join(cv)}, then install one of them"
         yield Finding("machine", "OpenCV", "warning", f"installed {len(cv)} times over: {', '.join(cv)}", None, remedy)
 

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sam_poll import __version__, console
+from sam_poll import __version__, console, missing_library
 from sam_poll.doctor.findings import Finding, exit_code
-from sam_poll.errors import ExitCode, SamPollError
+from sam_poll.errors import ExitCode, InstallationError, SamPollError
 from sam_poll.fs import shown
 
 SECTIONS = ("settings", "machine", "device", "model", "share", "memory", "trial", "compare")
@@ -58,11 +58,13 @@ def as_json(
 
 def failed(error: Exception) -> str:
     """An error that leaves nothing else to tell, as JSON."""
-    known = isinstance(error, SamPollError)
+    error = missing_library.explained(error) or error
     reason = error.reason if isinstance(error, SamPollError) else f"unexpected {type(error).__name__}: {error}"
     place, remedy = (error.place, error.remedy) if isinstance(error, SamPollError) else (None, _REPORT)
     code = error.exit_code if isinstance(error, SamPollError) else ExitCode.BUG
-    section = "command line" if known else "doctor"
+    section = "command line" if isinstance(error, SamPollError) else "doctor"
+    if isinstance(error, InstallationError):
+        section = "machine"
     return as_json([Finding(section, "error", "problem", reason, place, remedy)], {}, {}, code)
 
 
