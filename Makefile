@@ -3,41 +3,65 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# Each step of the installation leaves a file: one that was interrupted goes on with the step it was in.
 STAMP  := $(VENV)/.installed
+READY  := $(VENV)/.ready
 FUZZ_SECONDS ?= 600
 BENCH ?= cpu
+
+# pip keeps what it has downloaded in the home folder. A container's user without one has it here, for the next try.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export PIP_CACHE_DIR ?= $(abspath $(VENV))/.pip-cache
+endif
 
 .PHONY: help venv demo test check lint types format clean chaos soak fuzz bench
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-venv: $(STAMP) ## build .venv with torch, sam2 and the development tools
+venv: $(READY) ## build .venv with torch, sam2 and the development tools
+
+# An environment that is finished and newer than pyproject.toml needs none of these three again.
+.SECONDARY: $(VENV)/.pip $(VENV)/.torch $(VENV)/.sam2
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sam_poll needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip 'setuptools>=77' wheel
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.pip
+	@echo "installing torch (some GB; a few minutes the first time) …"
+	@$(PIP) 'torch>=2.5.1' 'torchvision>=0.20.1'
+	@touch $@
 
 # sam2 asks for torch while it builds: in an isolated build environment that would be a second full download, so it is
 # built without one. SAM2_BUILD_CUDA=0 leaves out its optional CUDA extension (hole filling), which we do not use.
-# datumaro asks for opencv-python-headless, which would overwrite opencv-python's files: it comes without what it asks for;
-# what its readers of CVAT and COCO need of that is in the extra `dev`. Where it is not to be had, its tests are skipped.
-$(STAMP): pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "sam_poll needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing torch (some GB; a few minutes the first time) …"
-	@$(PIP) --upgrade pip 'setuptools>=77' wheel
-	@$(PIP) 'torch>=2.5.1' 'torchvision>=0.20.1'
+$(VENV)/.sam2: $(VENV)/.torch
 	@echo "installing sam2 and the rest …"
 	@SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation 'sam2>=1.1'
+	@touch $@
+
+# datumaro asks for opencv-python-headless, which would overwrite opencv-python's files: it comes without what it asks for;
+# what its readers of CVAT and COCO need of that is in the extra `dev`. Where it is not to be had, its tests are skipped.
+$(STAMP): pyproject.toml setup.py $(VENV)/.sam2
 	@PYTHONWARNINGS=ignore $(PIP) --no-build-isolation --editable '.[dev]'
 	@$(PIP) --no-deps 'datumaro>=1.13' || echo "without datumaro: the tests that read with it are skipped"
-	@touch $(STAMP)
+	@touch $@
 
-demo: $(STAMP) ## run the main job on bundled pictures with the bundled small model
+# opencv-python links to libraries of a desktop. Where they are missing, the headless wheel of its version is put over it.
+$(READY): $(STAMP)
+	@$(BIN)/python -m tools.headless_opencv
+	@touch $@
+
+demo: $(READY) ## run the main job on bundled pictures with the bundled small model
 	@$(BIN)/python -m tools.demo
 
 # One thread for torch in each test process: more of them than cores make it many times slower.
-test: $(STAMP) ## the whole test suite
+test: $(READY) ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
 
-chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; nothing may be lost
+chaos: $(READY) ## daemons are killed, frozen and starved for half an hour; nothing may be lost
 	@$(BIN)/python -m tools.chaos
 	@for blow in SIGKILL SIGSTOP EIO ENOSPC; do \
 		$(BIN)/python -m tools.chaos_sweep --blow $$blow && \
@@ -45,26 +69,26 @@ chaos: $(STAMP) ## daemons are killed, frozen and starved for half an hour; noth
 	@$(BIN)/python -m tools.chaos_scenarios
 	@SAM_POLL_SWEEP=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/test_mosaic_crashes.py
 
-soak: $(STAMP) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
+soak: $(READY) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
 	@$(BIN)/python -m tools.soak
 
 # The figures of docs/speed.md, made again: on an idle machine only. On one with a card: make bench BENCH=gpu
-bench: $(STAMP) ## measure speed against a naive loop and the bare network; writes benchmarks/results and docs/speed.md
+bench: $(READY) ## measure speed against a naive loop and the bare network; writes benchmarks/results and docs/speed.md
 	@$(BIN)/sam-poll bench --json benchmarks/results/$(BENCH).json --plot docs/images/speed-$(BENCH).png
 	@$(BIN)/python -m benchmarks.settings --json benchmarks/results/$(BENCH)-settings.json
 	@$(BIN)/python -m benchmarks.publish
 
-fuzz: $(STAMP) ## look for input that brings anything but an answer or a refusal, for FUZZ_SECONDS
+fuzz: $(READY) ## look for input that brings anything but an answer or a refusal, for FUZZ_SECONDS
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
-lint: $(STAMP) ## ruff: mistakes and formatting
+lint: $(READY) ## ruff: mistakes and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(STAMP) ## mypy
+types: $(READY) ## mypy
 	@$(BIN)/mypy
 
-format: $(STAMP) ## let ruff mend what it can
+format: $(READY) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
