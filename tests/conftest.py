@@ -30,6 +30,12 @@ from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.stats import Snapshot
+from tests.optional import (  # noqa: F401  hooks
+    pytest_make_collect_report,
+    pytest_runtest_call,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+)
 
 BOX = {"box": {"x0": 10, "y0": 10, "x1": 50, "y1": 40}}
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from sam_poll import formats, prompts
@@ -25,6 +24,7 @@ from sam_poll.doors.redis_stream import Names, StreamDoor
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.health import Signs
 from sam_poll.pipeline import Pipeline, Sizes
+from tests import optional
 from tests.conftest import wait_until
 
 BINARY = shutil.which("redis-server", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -37,9 +37,7 @@ class Server:
 
     def __init__(self, folder: Path, *more: str, password: str = "") -> None:
         if BINARY is None:
-            if os.environ.get("CI") == "true":
-                pytest.fail("there is no redis-server, and CI must have one")
-            pytest.skip("there is no redis-server: apt install redis-server")
+            optional.lacking("redis-server", "redis-server")
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -336,7 +336,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler: apt install g++")
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own modules
 @pytest.mark.timeout(600)
 def test_a_compiled_network_gives_the_same_logits_also_after_a_change_of_step(logged: list[str]) -> None:

@@ -203,7 +203,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_built(
 def test_shellcheck_finds_nothing(script: str) -> None:
     linter = shutil.which("shellcheck")
     if linter is None:
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("there is no shellcheck: apt install shellcheck")
     done = subprocess.run([linter, FUNCTIONS / script], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
