@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from sam_poll.engines import attention
+from sam_poll.engines import attention, model_config
 from sam_poll.engines.base import Features, PromptBatch, TorchEngine
 from sam_poll.engines.memory import Step, cpu_step
 from sam_poll.errors import ModelError
@@ -54,19 +54,24 @@ def find_config(name: str) -> Path:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The yaml's `model` part, resolved, with the official build's post-processing."""
+    """Return the yaml's `model` part, resolved, with the official build's post-processing.
+
+    Raises ModelError where it cannot be read, or names anything to build but networks (`model_config`).
+    """
     try:
         config = OmegaConf.load(path)
         model = config.get("model") if isinstance(config, DictConfig) else None
         if not isinstance(model, DictConfig) or "_target_" not in model:
             raise ModelError("the config has no `model` with a `_target_`", place=str(path))
         OmegaConf.update(model, "sam_mask_decoder_extra_args", POSTPROCESSING, force_add=True)
-        OmegaConf.resolve(config)
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        model_config.check(plain, str(path))
+        return OmegaConf.create(plain["model"])
     except ModelError:
         raise
     except Exception as error:  # yaml, OmegaConf and the file system have no class in common
         raise ModelError(f"the config cannot be read: {error}", place=str(path)) from error
-    return model
 
 
 def build(config: DictConfig, place: str) -> Any:
