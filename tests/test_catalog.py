@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.server
+import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.drop = False
         self.status: int | None = None
         self.starts: list[int] = []
+        self.lengths: list[str] | None = None  # what is said in Content-Length, instead of the truth
+        self.chunked = False
 
     @property
     def url(self) -> str:
@@ -62,9 +68,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         body = self.server.body[start:]
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
+        for length in [str(len(body))] if self.server.lengths is None else self.server.lengths:
+            self.send_header("Content-Length", length)
+        if self.server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        if self.server.cut_after:
+        if self.server.chunked:
+            with contextlib.suppress(OSError):  # the other side has had enough
+                self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        elif self.server.lengths is not None:
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+            self.close_connection = True
+        elif self.server.cut_after:
             self.wfile.write(body[: self.server.cut_after.pop(0)])
             self.close_connection = True
         else:
@@ -169,6 +185,133 @@ def test_a_part_longer_than_the_file_is_removed_and_said(server: Server, tmp_pat
     with pytest.raises(ModelError, match="SHA-256"):
         catalog.download(NAME, cache=tmp_path, base_url=server.url)
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        (["-1"], "length that is none"),
+        (["many"], "length that is none"),
+        (["+10240000"], "length that is none"),
+        (["0x10"], "length that is none"),
+        (["1e9"], "length that is none"),
+        (["³"], "length that is none"),
+        (["9" * 5000], "length that is none"),
+        ([str(len(BODY)), "1"], "length that is none"),
+        ([str(2 * len(BODY))], "announces 20,480,000 bytes of a file that has about 10,240,000"),
+        (["100"], "had 100 bytes instead of about 10,240,000"),
+    ],
+)
+def test_a_length_that_makes_no_sense_is_refused(
+    server: Server, tmp_path: Path, lengths: list[str], words: str
+) -> None:
+    server.lengths = lengths
+    with pytest.raises(ModelError, match=re.escape(words)) as caught:
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert caught.value.place == f"{server.url}some/small.pt"
+    assert caught.value.remedy
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("lengths", [[], ["100"]], ids=["no length", "a smaller length than what comes"])
+def test_no_more_is_taken_than_the_catalogue_or_the_server_says(
+    server: Server, tmp_path: Path, lengths: list[str]
+) -> None:
+    server.chunked, server.lengths, server.body = True, lengths, BODY * 3
+    with pytest.raises(ModelError, match="sends more bytes than"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert names(tmp_path) == set()
+
+
+def test_a_nonsensical_length_costs_nothing_of_what_is_there(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "small.pt.part").write_bytes(BODY[:3_000_000])
+    server.lengths = ["-1"]
+    with pytest.raises(ModelError, match="length"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    server.lengths = None
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+    assert server.starts == [3_000_000] * 2
+
+
+def test_a_copy_that_is_a_little_longer_than_the_catalogue_says_is_taken(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_model: Model
+) -> None:
+    monkeypatch.setitem(MODELS, NAME, replace(small_model, size=int(len(BODY) * 0.99)))
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+
+
+# ── what others have put into the folder ──
+
+
+def plant(path: Path, kind: str, outside: Path) -> None:
+    """Something in place of a file of ours; `outside` is a file that must not change."""
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "dangling link":
+        path.symlink_to(outside.with_name("made"))
+    elif kind == "hard link":
+        path.hardlink_to(outside)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    else:
+        os.mkfifo(path)
+
+
+KINDS = ["link", "dangling link", "hard link", "folder", "socket", "FIFO"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["small.pt.part", "small.pt.lock"])
+def test_nothing_planted_in_the_models_folder_is_followed_written_or_waited_for(
+    server: Server, tmp_path: Path, name: str, kind: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    plant(cache / name, kind, outside)
+    with pytest.raises(ModelError, match=re.escape(name)) as caught:
+        catalog.download(NAME, cache=cache, base_url=server.url)
+    assert caught.value.place == str(cache)
+    assert caught.value.remedy
+    assert outside.read_bytes() == b"mine"
+    assert not (tmp_path / "made").exists()
+    assert os.path.lexists(cache / name)
+    assert server.starts == []
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["dangling link", "folder", "socket", "FIFO"])
+def test_nothing_planted_under_a_models_name_is_replaced(server: Server, tmp_path: Path, kind: str) -> None:
+    plant(tmp_path / "small.pt", kind, tmp_path / "outside")
+    before = os.lstat(tmp_path / "small.pt")
+    with pytest.raises(ModelError, match=r"small\.pt is in the way"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert os.lstat(tmp_path / "small.pt").st_ino == before.st_ino
+    assert server.starts == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
+def test_another_users_part_is_not_continued(server: Server, tmp_path: Path) -> None:
+    part = tmp_path / "small.pt.part"
+    part.write_bytes(BODY[:1000])
+    os.chown(part, 4321, 4321)
+    with pytest.raises(ModelError, match="belongs to another user"):
+        catalog.download(NAME, cache=tmp_path, base_url=server.url)
+    assert part.read_bytes() == BODY[:1000]
+    os.chown(tmp_path, 4321, 4321)  # a mount that gives all files to one user
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+
+
+def test_a_model_that_the_user_has_linked_is_used(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(BODY)
+    (tmp_path / "small.pt").symlink_to(tmp_path / "elsewhere")
+    assert catalog.download(NAME, cache=tmp_path, base_url=server.url).read_bytes() == BODY
+    assert server.starts == []
 
 
 @pytest.mark.parametrize("status", [404, 403, 500])

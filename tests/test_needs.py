@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,21 @@ def test_whatever_stands_in_the_file_only_believable_peaks_are_read(
             assert call in ("encode", "decode")
             assert (side, count) == (1024, 8)
             assert 0 < mib < 2**20
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_what_others_have_put_in_the_files_place_is_left_alone(tmp_path: Path, kind: str, logged: list[str]) -> None:
+    outside, path = tmp_path / "outside", tmp_path / NAME
+    Peaks(outside, "x").keep(MEASURED)
+    before = outside.read_bytes()
+    if kind == "link":
+        path.symlink_to(outside)
+    else:
+        os.mkfifo(path)
+    peaks = Peaks(path, "x")
+    assert peaks.read() == {}
+    peaks.keep(MEASURED)
+    assert outside.read_bytes() == before
+    assert {found.name for found in tmp_path.iterdir()} == {"outside", NAME}
+    assert len([line for line in logged if "cannot be read" in line]) == 1

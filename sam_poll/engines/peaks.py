@@ -22,6 +22,7 @@ from sam_poll.safe_path import SafePath
 
 NAME = "peaks.json"
 FORMAT = "sam_poll peaks 1"
+_MAX_BYTES = 16 << 20
 
 
 class Peaks:
@@ -58,7 +59,7 @@ class Peaks:
 
     def _entries(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_bytes())
+            content = json.loads(SafePath.beside(self._path).read_bytes(_MAX_BYTES))
         except FileNotFoundError:
             return {}
         except OSError as error:
