@@ -33,6 +33,7 @@ LEVELS = [
         "sam_poll.stats",
         "sam_poll.alarms",
         "sam_poll.embeddings",
+        "sam_poll.base64_text",
     },
     {"sam_poll.tiff_samples"},
     {"sam_poll.images", "sam_poll.prompts", "sam_poll.bytesof", "sam_poll.tasks", "sam_poll.everything"},

@@ -8,15 +8,14 @@ What can still go wrong here: nothing but a click on the wrong thing; whether it
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sam_poll.errors import InputError, PictureError, PromptError
+from sam_poll.base64_text import picture_file
+from sam_poll.errors import InputError, PromptError
 from sam_poll.types import Box, Point, Prompt
 
 _PAIRS = "write [[x, y], …] in pixels of the picture"
@@ -40,7 +39,7 @@ def read(body: Any, *, label: str = "object", box_first: bool = False, clicks: b
     of `pos_points` are the box. Without `clicks` only the picture is looked at.
     """
     asked = _mapping(body)
-    picture = file_in_base64(asked.get("image"), "image")
+    picture = picture_file(asked.get("image"), "image")
     if not clicks:
         return Asked(picture, None)
     return Asked(picture, _prompt(asked, label, box_first), _threshold(asked.get("threshold")))
@@ -55,22 +54,6 @@ def _mapping(body: Any) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         raise InputError("the request is not a JSON object", place="body", remedy='send {"image": base64, …}')
     return body
-
-
-def file_in_base64(text: Any, place: str) -> bytes:
-    """A picture's file. PictureError, at `place`, where there is none."""
-    remedy = "send the picture's file in base64"
-    if text is None or text == "":
-        raise PictureError("there is no picture", place=place, remedy=remedy)
-    if not isinstance(text, str):
-        raise PictureError("not a text", place=place, remedy=remedy)
-    try:
-        data = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: letters that are not ASCII
-        raise PictureError(f"not base64: {error}", place=place, remedy=remedy) from None
-    if not data:
-        raise PictureError("there is no picture", place=place, remedy=remedy)
-    return data
 
 
 def _prompt(asked: Mapping[str, Any], label: str, box_first: bool) -> Prompt | None:

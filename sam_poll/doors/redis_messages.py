@@ -9,12 +9,12 @@ What can still go wrong here: a picture in JSON is in memory three times for a m
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from sam_poll.base64_text import picture_file
 from sam_poll.errors import InputError, PictureError, PromptError, SamPollError
 from sam_poll.fs import shown
 from sam_poll.prompts import PromptFile
@@ -79,9 +79,7 @@ def of_message(data: bytes, parse: Parse) -> Asked:
         faults.append(error)
     file, picture, formats = _NONE, b"", None
     try:
-        if "image" not in said:
-            raise PictureError("there is no picture", place="image", remedy=SEE)
-        picture = _picture(said["image"])
+        picture = picture_file(said.get("image"), "image")
         if "prompt" not in said:
             raise PromptError("there is no prompt", place="prompt", remedy=SEE)
         file = _file(json.dumps(prompt).encode(), parse)
@@ -120,19 +118,6 @@ def _sender(given: object) -> str:
     if len(text.encode("utf-8", "replace")) > MAX_ID_BYTES:
         raise InputError(f"is longer than {MAX_ID_BYTES:,} bytes", place="id", remedy="a shorter one")
     return text
-
-
-def _picture(given: object) -> bytes:
-    if not isinstance(given, str):
-        raise PictureError("is not a text of base64", place="image", remedy=SEE)
-    try:
-        data = base64.b64decode("".join(given.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        reason = f"is not base64: {shown(error)}"
-        raise PictureError(reason, place="image", remedy="encode the picture's file as it is, whole") from None
-    if not data:
-        raise PictureError("is empty", place="image", remedy=SEE)
-    return data
 
 
 def _file(data: bytes, parse: Parse) -> PromptFile:

@@ -20,6 +20,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sam_poll import formats as formats_
+from sam_poll.base64_text import picture_file
 from sam_poll.complaints import nearest, quoted
 from sam_poll.cvat import request
 from sam_poll.errors import InputError, PictureError, PromptError
@@ -91,7 +92,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _of_json(found: Mapping[str, Any], parse: Callable[[bytes], PromptFile]) -> Asked:
     _known(found)
-    picture = request.file_in_base64(found.get("picture"), "picture")
+    picture = picture_file(found.get("picture"), "picture")
     prompt, wanted, name = found.get("prompt"), found.get("formats"), found.get("name")
     if prompt is None:
         raise _no_prompt()

@@ -161,7 +161,7 @@ def _schemas() -> dict[str, Any]:
     number: dict[str, Any] = {"type": "number"}
     maybe: dict[str, Any] = {"type": ["string", "null"]}
     base64: dict[str, Any] = {"type": "string", "format": "byte", "minLength": 1}
-    picture = base64 | {"description": "The picture's file in base64."}
+    picture = base64 | {"description": "The picture's file in base64, also as a data URL (data:image/png;base64,…)."}
     named = {"type": "string", "enum": formats.names()}
     wanted = {"type": "array", "items": named, "minItems": 1, "description": "Without it: those of the settings."}
     name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME, "description": "The picture's, for the answers."}
