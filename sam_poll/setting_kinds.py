@@ -19,6 +19,9 @@ from sam_poll.complaints import nearest, quoted, refuse
 
 LOOPBACK = "127.0.0.1"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ADDRESS = re.compile(r"(?:([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):)?([0-9]{1,5})")
 
 
@@ -76,6 +79,20 @@ def _any_port(text: str) -> str:
     return _address(text, 0)  # 0: one that is free, named in the log
 
 
+def _host_name(text: str) -> str:
+    if _HOST_NAME.fullmatch(text) is None:
+        raise refuse(f"not a host name: {quoted(text)}", "sam.example.org, or an IP address; without a port")
+    return text.strip("[]").lower()
+
+
+def _origin(text: str) -> str:
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise refuse(f"not an origin: {quoted(text)}", "https://example.org or http://10.0.0.5:3000, without a path")
+    scheme, host, port = found.groups()
+    return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS[scheme]) else f"{scheme}://{host}:{port}"
+
+
 def once_each(values: tuple[str, ...]) -> tuple[str, ...]:
     twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
     if twice is not None:
@@ -98,6 +115,10 @@ def each_card_once(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+HostName: TypeAlias = Annotated[str, AfterValidator(_host_name)]
+HostNames: TypeAlias = Annotated[tuple[HostName, ...], Field(strict=False), AfterValidator(once_each)]
+Origin: TypeAlias = Annotated[str, AfterValidator(_origin)]
+Origins: TypeAlias = Annotated[tuple[Origin, ...], Field(strict=False), AfterValidator(once_each)]
 Auto: TypeAlias = Literal["auto"]
 Folder: TypeAlias = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(_expand)]
 File: TypeAlias = Folder

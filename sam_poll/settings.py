@@ -32,9 +32,11 @@ from sam_poll.setting_kinds import (
     File,
     Folder,
     FormatName,
+    HostNames,
     Listen,
     Name,
     NotNegative,
+    Origins,
     Positive,
     Threads,
     auto_alone,
@@ -139,6 +141,8 @@ class Serve(_Group):
     token_file: File | None = Field(
         default=None, description="file with the token that callers must send; null: the environment's, or none"
     )
+    hosts: HostNames = Field(default=(), description="further host names of the server; see below for an empty list")
+    origins: Origins = Field(default=(), description="origins whose web pages may send requests")
     queue: Count = Field(default=64, description="requests inside at once; who comes then is told to come again")
     timeout_s: Positive = Field(default=60.0, description="seconds until a request must be answered")
     body_mib: Count = Field(default=32, description="largest body of a request, MiB")

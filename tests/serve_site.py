@@ -19,7 +19,7 @@ from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import SamPollError
 from sam_poll.health import Signs
 from sam_poll.pipeline import Pipeline
-from sam_poll.serve import answers, gate, run, web
+from sam_poll.serve import answers, run, web
 from sam_poll.serve.door import HttpDoor, stopping
 from sam_poll.settings import Settings
 from tests.conftest import BOX, picture_bytes, wait_until
@@ -48,12 +48,16 @@ class Site:
         self.signs, self.stop = Signs(), threading.Event()
         self.door = HttpDoor(places=wishes.serve.queue, pulse=self.signs.intake)
         made = web.application(self.door, self.signs, run.terms_of(wishes), self.stop.is_set)
-        self.gated = gate.Gate(made, self.door, token=token, body_bytes=wishes.serve.body_mib << 20)
+        self._made, self._token = made, token
         sizes = replace(app.sizes_of(wishes, 2), drain_s=drain_s)
         self.pipeline = Pipeline(engine, answers.menu_of(wishes), sizes=sizes, stats=self.signs.stats)
         self.error: SamPollError | None = None
         self._thread = threading.Thread(target=self._run, name="pipeline")
         self.url = ""
+
+    def guarded(self, opened: socket.socket) -> Any:
+        """The application behind what `run.serve` puts before it."""
+        return run.guarded(self._made, self.door, self.settings.serve, opened, self._token)
 
     def _run(self) -> None:
         try:
@@ -95,7 +99,7 @@ class Site:
         data = json.dumps(body).encode()
         host, port = self.url.removeprefix("http://").split(":")
         opened = socket.create_connection((host, int(port)), timeout=60)
-        head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         opened.sendall(f"{head}Content-Length: {length or len(data)}\r\n\r\n".encode() + data)
         return opened
 
@@ -125,7 +129,7 @@ def site(
     with ExitStack() as stack:
         opened = stack.enter_context(run.listening("127.0.0.1:0", guarded=token is not None))
         made.url = run.shown(opened)
-        stack.enter_context(run.answering(made.gated, opened, made.stop))
+        stack.enter_context(run.answering(made.guarded(opened), opened, made.stop))
         stack.callback(made.end)
         if work:
             made.work()

@@ -32,10 +32,10 @@ def ended(opened: socket.socket) -> bool:
     "said",
     [
         b"",
-        b"POST /predict HTTP/1.1\r\nHost: here\r\n",
-        b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\n",
-        b"GET /nowhere HTTP/1.1\r\nHost: here\r\n\r\nGET /no",
-        b"POST /nowhere HTTP/1.1\r\nHost: here\r\nContent-Length: 99999999999\r\n\r\nx",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\nGET /no",
+        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\nx",
     ],
 )
 def test_a_connection_on_which_no_request_begins_is_ended(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: the token, a place, the length of its body.
+"""What every request passes before it is looked at: host and origin, the token, a place, the length of its body.
 
 What can still go wrong here: without TLS (a proxy's business) everybody on the way can read the token.
 """
@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sam_poll.errors import SettingsError
 from sam_poll.fs import shown
+from sam_poll.serve.callers import Callers
 from sam_poll.serve.door import HttpDoor
-from sam_poll.serve.refusals import LengthError, RefusalError, StrangerError, response
+from sam_poll.serve.refusals import FramingError, LengthError, RefusalError, StrangerError, response
 
 TOKEN = "SAM_POLL_SERVE_TOKEN"  # noqa: S105  the variable's name
 LEAST_TOKEN = 16  # characters; shorter ones can be tried out
@@ -29,10 +30,10 @@ _MAX_BYTES = 4096
 
 
 class Gate:
-    """Wraps the server's application."""
+    """Wraps the server's application. HEAD is answered as GET, by a server that leaves the body out."""
 
-    def __init__(self, app: ASGIApp, door: HttpDoor, *, token: str | None, body_bytes: int) -> None:
-        self._app, self._door, self._body_bytes = app, door, body_bytes
+    def __init__(self, app: ASGIApp, door: HttpDoor, callers: Callers, *, token: str | None, body_bytes: int) -> None:
+        self._app, self._door, self._callers, self._body_bytes = app, door, callers, body_bytes
         self._token = _digest(token) if token is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,7 +41,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         try:
+            check_framing(scope)
+            self._callers.check(scope)
             self._check(scope)
             with self._door.place() if scope["method"] == "POST" else nullcontext():
                 await self._app(scope, _counted(receive, self._body_bytes), send)
@@ -57,6 +62,21 @@ class Gate:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > self._body_bytes):
             raise too_long(self._body_bytes)
+
+
+def check_framing(scope: Scope) -> None:
+    """Refuse a request of which two servers may think that it ends in different places. FramingError.
+
+    What follows then is a request to one of them, and part of a body to the other.
+    """
+    headers = {name for name, _ in scope["headers"]}
+    if b"transfer-encoding" not in headers:
+        return
+    if b"content-length" in headers:
+        reason = "both Content-Length and Transfer-Encoding say where the body ends"
+        raise FramingError(reason, place="Transfer-Encoding", remedy="send one of them")
+    if scope["http_version"] == "1.0":
+        raise FramingError("HTTP/1.0 knows no Transfer-Encoding", place="Transfer-Encoding", remedy="send HTTP/1.1")
 
 
 def too_long(limit: int) -> LengthError:

@@ -37,10 +37,22 @@ class MalformedError(RefusalError):
     code, status = "body", 400
 
 
+class FramingError(RefusalError):
+    """It is not clear where the request ends."""
+
+    code, status = "framing", 400
+
+
 class StrangerError(RefusalError):
     """The token is missing or another one."""
 
     code, status = "token", 401
+
+
+class OriginError(RefusalError):
+    """A web page of another origin asks."""
+
+    code, status = "origin", 403
 
 
 class AddressError(RefusalError):
@@ -73,6 +85,12 @@ class KindError(RefusalError):
     code, status = "kind", 415
 
 
+class HostError(RefusalError):
+    """The request is for a server of another name."""
+
+    code, status = "host", 421
+
+
 class FullError(RefusalError):
     """All places are taken."""
 
@@ -99,6 +117,8 @@ def response(error: SamPollError, headers: Mapping[str, str] | None = None) -> R
     headers = dict(headers or {})
     if isinstance(error, StrangerError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, FramingError):  # what follows on this connection may be anything
+        headers["Connection"] = "close"
     wait_s = getattr(error, "wait_s", None)
     if wait_s is not None:
         headers["Retry-After"] = str(math.ceil(min(max(wait_s, 1.0), LONGEST_WAIT_S)))

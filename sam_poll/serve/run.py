@@ -20,6 +20,7 @@ from functools import partial
 
 import uvicorn
 from loguru import logger
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from sam_poll import app, prompts
@@ -27,9 +28,10 @@ from sam_poll import console as screen
 from sam_poll.errors import ExitCode, SamPollError, SettingsError
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.serve import answers, gate, web
+from sam_poll.serve.callers import Callers
 from sam_poll.serve.connections import MOST, Connection
 from sam_poll.serve.door import HttpDoor, stopping
-from sam_poll.settings import Settings, absolute
+from sam_poll.settings import Serve, Settings, absolute
 
 _CLOSE_S = 5.0  # for answers that are being read
 _BACKLOG = 128
@@ -45,10 +47,9 @@ def serve(settings: Settings, *, env: Mapping[str, str] = os.environ) -> ExitCod
     door = HttpDoor(places=wishes.queue, attempts=settings.attempts, pulse=signs.intake)
     with app.stop_on_signals() as stop, app.bounded_stop(stop, app.LAST_RESORT_S):
         made = web.application(door, signs, terms_of(settings), stop.is_set)
-        gated = gate.Gate(made, door, token=token, body_bytes=wishes.body_mib << 20)
         with (
             listening(wishes.listen, guarded=token is not None) as opened,
-            answering(gated, opened, stop, max(MOST, 2 * wishes.queue)),
+            answering(guarded(made, door, wishes, opened, token), opened, stop, max(MOST, 2 * wishes.queue)),
             app.metrics_of(settings, signs, door),
         ):
             notify(f"STATUS=loading {settings.model}")
@@ -72,6 +73,22 @@ def terms_of(settings: Settings) -> web.Terms:
         bundles=answers.bundles_of(settings),
         cover=app.cover_of(settings),
         timeout_s=settings.serve.timeout_s,
+    )
+
+
+def guarded(made: ASGIApp, door: HttpDoor, wishes: Serve, opened: socket.socket, token: str | None) -> ASGIApp:
+    """Put the gate before the application; and before that, where pages of other origins may ask, what browsers ask
+    first."""
+    callers = Callers.of(wishes.listen, opened.getsockname()[0], wishes.hosts, wishes.origins)
+    gated = gate.Gate(made, door, callers, token=token, body_bytes=wishes.body_mib << 20)
+    if not wishes.origins:
+        return gated
+    return CORSMiddleware(
+        gated,
+        allow_origins=wishes.origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("Authorization", "Content-Type"),
+        expose_headers=("Retry-After",),
     )
 
 

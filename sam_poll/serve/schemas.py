@@ -24,11 +24,13 @@ EXAMPLE = (
 _BOX = {"box": {"x0": 2, "y0": 2, "x1": 12, "y1": 12}}
 
 _REFUSALS = {
-    "400": "The body is not JSON, or not multipart/form-data.",
+    "400": "The body is not JSON, or not multipart/form-data; or it is not clear where it ends.",
     "401": "The token is missing, or another one.",
+    "403": "A web page of another origin asks; serve.origins allows some.",
     "408": "The body has not come in time.",
     "413": "The body is too long.",
     "415": "A kind of body that is not read here.",
+    "421": "The server is called by a name that is not its own; serve.hosts gives it more.",
     "422": "The prompt, the picture or the two together cannot be answered; the reasons are the folder's.",
     "429": "All places are taken; Retry-After says when to ask again.",
     "500": "The fault is here. After a device failure the server ends, to be started anew.",
@@ -102,11 +104,15 @@ def route(path: str) -> dict[str, Any]:
     """What FastAPI is told of one address."""
     if path == "/health":
         answer = {"content": _json(_ref("Health"))}
-        told = {200: {"description": "Ready.", **answer}, 503: {"description": "Not ready.", **answer}}
+        told = {
+            200: {"description": "Ready.", **answer},
+            503: {"description": "Not ready.", **answer},
+            **_refused("421"),
+        }
         return {"summary": "Live, ready, model, memory", "responses": told}
     if path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
-        told = {200: {"description": "The numbers.", "content": content}, **_refused("401")}  # type: ignore[dict-item]
+        told = {200: {"description": "The numbers.", "content": content}, **_refused("401", "421")}  # type: ignore[dict-item]
         return {"summary": "For Prometheus", "responses": told, "openapi_extra": {"security": [{"token": []}, {}]}}
     return {"/predict": _predict, "/interact": _interact, "/features": _features}[path]()
 
