@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,18 +184,70 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return key, cert
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("flags", [("redis",), ("redis", "--stream"), ("cluster", "worker", "IN")])
+def test_tls_is_not_waited_for_where_a_server_speaks_none(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    folder = tmp_path / "share" / "in"
+    folder.mkdir(parents=True)
+    given = [str(folder) if flag == "IN" else flag for flag in flags]
+    with Server(tmp_path / "redis", password=SECRET) as server:
+        url = f"rediss://:{QUOTED}@127.0.0.1:{server.port}/0"
+        begin = time.monotonic()
+        result = CliRunner().invoke(cli.app, [*given, "-m", "fake"], env={"SAM_POLL_REDIS_URL": url})
+        took = time.monotonic() - begin
+    assert result.exit_code == ExitCode.SETTINGS, result.output
+    said = " ".join(result.output.split())
+    assert "speaks no TLS, which rediss:// wants" in said
+    assert "write redis://" in said
+    assert QUOTED not in said
+    assert took < 20  # of which a handshake has five
+
+
+def test_a_server_that_answers_nothing_is_away_in_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begin = time.monotonic()
+        with pytest.raises(ShareError, match="no TLS handshake"):
+            Link(of(f"rediss://127.0.0.1:{silent.getsockname()[1]}", "x")).prove()
+        assert time.monotonic() - begin < 20
+
+
+def test_a_server_that_is_not_there_is_away_with_tls_as_without() -> None:
+    for scheme in ("redis", "rediss"):
+        with pytest.raises(ShareError, match="is away"):
+            Link(of(f"{scheme}://127.0.0.1:1", "x")).prove()
+
+
 def test_tls_by_url_and_a_certificate_that_nobody_vouches_for_is_refused(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     key, cert = certificate
     lines = [f"tls-port {port}", f"tls-cert-file {cert}", f"tls-key-file {key}", "tls-auth-clients no"]
     with Server(tmp_path / "redis", *lines):
         Link(of(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}", "x")).prove()
-        with pytest.raises(ShareError, match="certificate"):
+        with pytest.raises(ShareError, match="certificate") as caught:
             Link(of(f"rediss://127.0.0.1:{port}/0", "x")).prove()
+        assert "ssl_ca_certs" in (caught.value.remedy or "")
+        with pytest.raises(SettingsError, match="speaks TLS, and redis:// does not") as told:
+            Link(of(f"redis://127.0.0.1:{port}/0", "x")).prove()
+        assert "rediss://" in (told.value.remedy or "")
+
+
+def test_a_server_that_wants_a_certificate_of_ours_speaks_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    key, cert = certificate
+    port = free_port()
+    lines = [f"tls-port {port}", f"tls-cert-file {cert}", f"tls-key-file {key}", f"tls-ca-cert-file {cert}"]
+    for versions in ('"TLSv1.2"', '"TLSv1.3"'):
+        with Server(tmp_path / versions.strip('"'), *lines, f"tls-protocols {versions}"):
+            own = f"&ssl_certfile={cert}&ssl_keyfile={key}"
+            Link(of(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}{own}", "x")).prove()
+            with pytest.raises(ShareError, match="is away"):
+                Link(of(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}", "x")).prove()
 
 
 # ── flags ──

@@ -22,6 +22,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, quote_plus, unquote, url
 from loguru import logger
 
 from sam_poll.alarms import Alarms
+from sam_poll.doors.redis_scheme import Speech, spoken
 from sam_poll.errors import SettingsError, ShareError
 from sam_poll.fs import shown
 
@@ -174,7 +175,10 @@ class Link:
             ) from None
 
     def prove(self, first: Callable[[], object] | None = None) -> None:
-        """Ask once, and do `first`. ShareError where nobody answers, SettingsError where we, or it, are refused."""
+        """Ask once, and do `first`. ShareError where nobody answers, SettingsError where we, or it, are refused, or the
+        URL's scheme is the wrong one."""
+        if self.address.url.startswith("rediss:"):
+            self._check_tls()
         try:
             self.ask(lambda client: client.ping())
             if first:
@@ -185,10 +189,34 @@ class Link:
                 raise SettingsError(str(error.strerror), place=self.address.shown, remedy=remedy) from None
             if error.errno == errno.EIO:
                 raise SettingsError(str(error.strerror), place=self.address.shown) from None
+            if error.errno == errno.ENOTCONN and self.address.url.startswith("redis:"):
+                self._check_no_tls()
             remedy = f"start it, or name another one: --url, --url-file, {URL}"
+            if "certificate" in str(error.strerror).lower():
+                remedy = "?ssl_ca_certs=FILE behind the URL names who vouches for the server's certificate"
             if error.errno == errno.ENOSPC:
                 remedy = "read and delete answers, or raise maxmemory"
             raise ShareError(str(error.strerror), place=self.address.shown, remedy=remedy) from None
+
+    def _spoken(self) -> Speech:
+        given = self.client.get_connection_kwargs()
+        return spoken(given.get("host", "localhost"), int(given.get("port", 6379)), _CONNECT_S)
+
+    def _check_tls(self) -> None:
+        """Find out now what the library would find out after `_ANSWER_S`, and not name."""
+        found = self._spoken()
+        if found is Speech.PLAIN:
+            reason, remedy = "the server speaks no TLS, which rediss:// wants", "write redis://, or name its TLS port"
+            raise SettingsError(reason, place=self.address.shown, remedy=remedy)
+        if found is Speech.SILENT:
+            reason = f"the server does not answer: no TLS handshake within {_CONNECT_S:g} s"
+            remedy = "start it again; if it speaks no TLS, write redis://"
+            raise ShareError(reason, place=self.address.shown, remedy=remedy)
+
+    def _check_no_tls(self) -> None:
+        if self._spoken() is Speech.TLS:
+            reason, remedy = "the server speaks TLS, and redis:// does not", "write rediss://, or name its plain port"
+            raise SettingsError(reason, place=self.address.shown, remedy=remedy)
 
     def ask(self, call: Callable[[Any], T]) -> T:
         """Do something with the client. Trouble, and nothing else, where the server does not do it."""
