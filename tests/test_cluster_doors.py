@@ -210,6 +210,111 @@ def test_a_message_of_a_generation_that_is_gone_is_dropped(share: Share, server:
         assert holds(share) == [Hold(3, "w-1-2-3", attempt=0, prompts=1)]
 
 
+def taken_of(door: WorkerDoor, *words: Word) -> list[Job]:
+    """The jobs that a worker makes of these messages."""
+    sender = Line(door.line.link, door.share, 2.0)
+    numbers = [(REST, sender.send(word)) for word in words]
+    jobs: list[Job] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: jobs.extend(door.jobs(stop)))
+    thread.start()
+    wait_until(lambda: not sender.known(numbers) or not thread.is_alive())
+    stop.set()
+    thread.join(30)
+    assert not sender.known(numbers), "a message has ended the worker"
+    return jobs
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_message_of_what_a_living_worker_runs_takes_nothing_and_counts_nothing(
+    share: Share, server: Server, attempt: int
+) -> None:
+    share.pair("dog")
+    with watcher(share, server), ExitStack() as stack:
+        for _ in range(attempt - 1):
+            with worker_door(share, server) as door:
+                take(door)  # and it dies
+        runner, thief = (stack.enter_context(worker_door(share, server)) for _ in range(2))
+        (job,) = take(runner)
+        before = holds(share)
+        assert [hold.attempt for hold in before] == [attempt]
+        forged = [Word(".dog.jpg", generation) for generation in range(before[0].generation + 3)]
+        assert taken_of(thief, *forged) == []
+        assert taken_of(runner, *forged) == []  # nor from itself
+        assert holds(share) == before
+        runner.deliver(job, DOCUMENTS)
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
+    assert share.tree("failed") == []
+
+
+def test_a_message_that_comes_twice_is_one_job(share: Share, server: Server) -> None:
+    with watcher(share, server):
+        move_in(share, "dog")
+        wait_until(lambda: holds(share))
+        with worker_door(share, server) as door:
+            (job,) = taken_of(door, *[Word(".dog.jpg", 1)] * 3)
+            assert job.attempt == 1
+            door.release(job)
+
+
+def test_what_a_dead_workers_watcher_hands_out_again_is_taken(share: Share, server: Server) -> None:
+    share.pair("dog")
+    with watcher(share, server) as one:
+        with worker_door(share, server) as door:
+            take(door)
+        wait_until(lambda: holds(share)[0].worker == one.door.worker)
+        assert holds(share)[0].attempt == 1  # it was run once, and waits again
+        with worker_door(share, server) as door:
+            (job,) = take(door)
+            assert job.attempt == 2
+            door.deliver(job, DOCUMENTS)
+
+
+STRANGE_NAMES = [
+    "\ud800/.dog.jpg",
+    "." + "x" * 3000,
+    "/".join(["a" * 200] * 15) + "/.dog.jpg",
+    "a/" * 1900 + ".dog.jpg",
+    "../in/.dog.jpg",
+    "/etc/.dog.jpg",
+    ".dog.jpg/.dog.jpg",
+    "file/.dog.jpg",
+    ".dog\0.jpg",
+    ".dog\n.jpg",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES, ids=range(len(STRANGE_NAMES)))
+def test_a_message_that_names_no_claim_is_dropped_and_the_next_one_is_answered(
+    share: Share, server: Server, name: str, logged: list[str]
+) -> None:
+    share.pair("dog")
+    with watcher(share, server) as one:
+        wait_until(lambda: holds(share))
+        (share.layout.work / "file").write_text("")
+        with worker_door(share, server) as door:
+            taken_of(door, Word(name, 1))
+            assert door.dropped == 1
+            assert len([text for text in logged if "dropped" in text]) <= 1
+            assert all(len(text) < 500 for text in logged if "dropped" in text)
+        assert not one.alarms
+        with worker(share, server) as other:
+            wait_until(lambda: share.tree("output") == ["dog.mask.png"])
+            assert not other.alarms
+
+
+def test_a_name_that_the_share_does_not_take_is_dropped_and_is_no_sick_share(
+    share: Share, server: Server, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    with worker_door(share, server) as door:
+        monkeypatch.setattr("sam_poll.doors.cluster_worker.claims_in", partial(_fail, OSError(errno.EACCES, "denied")))
+        taken_of(door, Word("private/.dog.jpg", 1))
+        assert door.dropped == 1
+        assert [alarm.kind for alarm in door._alarms.active()] == []
+    assert len([text for text in logged if "private/dog.jpg cannot be looked at" in text]) == 1
+
+
 def test_names_that_depend_on_their_neighbours_are_the_same_for_a_worker(share: Share, server: Server) -> None:
     for name in ("dog.jpg", "dog.png"):
         share.drop(name, picture_bytes(name[-4:]))
@@ -507,6 +612,8 @@ def test_a_note_says_what_it_was_made_of() -> None:
         b'[{"job": "x"}]',
         b"\xff",
         b'[{"job":1,"seen":[],"seconds":1,"error":null}]',
+        b"[" * 100_000,
+        b'[{"job":"x","seen":{"a":[Infinity,1,1]},"seconds":1,"error":null}]',
     ],
 )
 def test_a_note_that_makes_no_sense_is_nobodys(note: bytes) -> None:

@@ -114,27 +114,62 @@ def test_what_goes_back_is_anybodys_and_its_giver_takes_again(server: Server) ->
     assert taken(made) == [".dog.jpg"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"nonsense",
-        b"{}",
-        b"[]",
-        json.dumps({"queue_name": "q", "actor_name": "a", "args": [], "kwargs": {}, "options": {}}).encode(),
-        json.dumps(
-            {"queue_name": "q", "actor_name": "a", "args": [], "kwargs": {"claim": 3, "generation": "x"}, "options": {}}
-        ).encode(),
-    ],
-)
-def test_a_message_of_somebody_else_stops_nobody(server: Server, body: bytes, logged: list[str]) -> None:
+def message(**other: Any) -> bytes:
+    """A message as Dramatiq writes it, of ours but for what is given."""
+    ours = {
+        "queue_name": "a1-rest",
+        "actor_name": "run",
+        "args": [],
+        "kwargs": {"claim": ".dog.jpg", "generation": 1},
+        "options": {"redis_message_id": "x1"},
+        "message_id": "x2",
+    }
+    return json.dumps({**ours, **other}).encode()
+
+
+STRANGE = [
+    b"",
+    b"nonsense",
+    b"{}",
+    b"[]",
+    b"3",
+    b"\xff",
+    b"[" * 100_000,
+    b"9" * 100_000,
+    json.dumps({"queue_name": "q", "actor_name": "a", "args": [], "kwargs": {}, "options": {}}).encode(),
+    message(kwargs={"claim": 3, "generation": "x"}),
+    message(kwargs={"claim": ".dog.jpg", "generation": True}),
+    message(kwargs={"claim": ".dog.jpg", "generation": 1.0}),
+    message(kwargs={"claim": None, "generation": 1}),
+    message(kwargs=[".dog.jpg", 1]),
+    message(kwargs=None),
+    message(args=3),
+    message(options=None),
+    message(options=[]),
+    message(options={}),
+    message(options={"redis_message_id": None}),
+    message(options={"redis_message_id": {"a": 1}}),
+    message(message_id=None),
+    message(message_id=["x"]),
+    message(message_id={"x": 1}),
+    message(surplus=1),
+]
+
+
+@pytest.mark.parametrize("body", STRANGE, ids=range(len(STRANGE)))
+def test_a_message_of_somebody_else_stops_nobody_and_is_dropped_for_good(
+    server: Server, body: bytes, logged: list[str]
+) -> None:
     server.client.hset("sam_poll:a1-rest.msgs", "x1", body)
     server.client.rpush("sam_poll:a1-rest", "x1")
-    made = line(server)
-    made.send(Word(".dog.jpg", 1))
+    made = line(server, lease_s=0.5)
+    made.send(Word(".cat.jpg", 1))
     found: list[str] = []
     wait_until(lambda: found.extend(taken(made)) or found)
-    assert found == [".dog.jpg"]
-    assert any("none of ours" in text for text in logged)
+    assert found == [".cat.jpg"]
+    assert len([text for text in logged if "none of ours" in text]) == 1
+    assert server.client.hkeys("sam_poll:a1-rest.msgs") == []
+    assert server.client.keys("sam_poll:__acks__*") == []
 
 
 def test_redis_away_is_trouble_and_back_is_not(server: Server) -> None:
@@ -180,13 +215,32 @@ def test_many_takers_get_each_message_once(server: Server) -> None:
 # ── names ──
 
 
-@given(st.text(max_size=30) | st.from_regex(r"[./\w]{0,20}", fullmatch=True))
+@given(
+    st.text(st.characters(), max_size=30) | st.text("\ud800\udc80./a") | st.from_regex(r"[./\w]{0,20}", fullmatch=True)
+)
 def test_no_message_leads_out_of_the_work_folder(claim: str) -> None:
     below = Word(claim, 1).below(LAYOUT)
     if below is not None:
         inside = below.outer.relative_to(LAYOUT.work)
         assert ".." not in inside.parts
         assert str(inside) == claim
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "\ud800/.dog.jpg",
+        ".\udfff",
+        "." + "x" * 255,
+        "." + "x" * 3000,
+        "x" * 3000 + "/.dog.jpg",
+        "a/" * 3000 + ".dog.jpg",
+        "." + "é" * 128,
+        ".dog\0.jpg",
+    ],
+)
+def test_what_no_file_can_be_called_is_no_claim(claim: str) -> None:
+    assert Word(claim, 1).below(LAYOUT) is None
 
 
 @pytest.mark.parametrize(

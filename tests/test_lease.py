@@ -13,7 +13,7 @@ import pytest
 
 from sam_poll.alarms import Alarms
 from sam_poll.doors import lease
-from sam_poll.doors.lease import Life, Watch
+from sam_poll.doors.lease import Life, Watch, is_dispatcher, workers
 from sam_poll.safe_path import SafePath
 from tests.conftest import wait_until
 
@@ -308,3 +308,17 @@ def test_a_daemons_file_that_says_nonsense_is_read_as_far_as_it_goes(other: Path
 def test_a_daemons_file_that_has_just_gone_is_none(tmp_path: Path) -> None:
     assert lease.read(OTHER, SafePath.beside(tmp_path / "gone"), 0.0) is None
     assert list(lease.workers(SafePath.at(tmp_path / "gone"))) == []
+
+
+def test_a_name_tells_who_only_hands_out_whatever_the_machine_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SafePath.at(tmp_path)
+    for host in ("box", "dispatcher", "dispatcher-box", "a-b-c-d-e"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        with Life(folder, LEASE, Alarms()) as one, Life(folder, LEASE, Alarms(), dispatcher=True) as other:
+            assert not is_dispatcher(one.worker)
+            assert is_dispatcher(other.worker)
+            assert dict(workers(folder)).keys() == {one.worker, other.worker}
+            one.remove()
+            other.remove()

@@ -11,10 +11,10 @@ of the machines: one that is wrong by more than a lease has messages handed out 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from loguru import logger
@@ -23,6 +23,7 @@ from sam_poll.doors.claims import Found
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.redis_link import Link, Trouble
 from sam_poll.errors import SettingsError
+from sam_poll.fs import NAME_MAX
 
 try:
     import dramatiq
@@ -39,6 +40,7 @@ NAMESPACE = "sam_poll"
 FIRST, REST = True, False
 _ACTOR = "run"
 _CONSUMER_MS = 1  # how long Dramatiq's consumer may sleep when there is nothing; the pauses are ours
+_LONGEST = 4096  # characters of a path
 _MAINTENANCE = 100_000  # of a million commands: so many look for consumers that are gone
 
 
@@ -54,12 +56,34 @@ class Word:
     def below(self, layout: Layout) -> Found | None:
         """The claim's name on this share; None where the name cannot be a claim's. Whoever reaches Redis
         may write into it, so nothing outside of `work/` is ever looked at."""
-        path = PurePosixPath(self.claim)
         parts = self.claim.split("/")
-        odd = any(part in ("", ".", "..") or "\0" in part for part in parts)
-        if odd or path.is_absolute() or not parts[-1].startswith(".") or any(p.startswith(".") for p in parts[:-1]):
+        if not all(map(_is_name, parts)) or len(self.claim) > _LONGEST:
+            return None
+        if not parts[-1].startswith(".") or any(part.startswith(".") for part in parts[:-1]):
             return None
         return Found("/".join(parts[:-1]), layout.work / self.claim)
+
+
+def _word(message: Any, first: bool) -> Word | None:
+    """What a message says; None where it is none of ours."""
+    given, options = message.kwargs, message.options
+    if not isinstance(given, dict) or not isinstance(options, dict):
+        return None
+    claim, generation, number = given.get("claim"), given.get("generation"), options.get("redis_message_id")
+    if not isinstance(claim, str) or type(generation) is not int:
+        return None
+    if not isinstance(number, str) or not isinstance(message.message_id, str):  # Dramatiq knows it again by these
+        return None
+    return Word(claim, generation, message, first)
+
+
+def _is_name(part: str) -> bool:
+    """Whether a file may be called so."""
+    try:
+        length = len(os.fsencode(part))
+    except UnicodeEncodeError:  # half a surrogate pair, which no file's name decodes to
+        return False
+    return 0 < length <= NAME_MAX and part not in (".", "..") and "\0" not in part
 
 
 class Line:
@@ -137,20 +161,28 @@ class Line:
             }
         return self._taker
 
-    @staticmethod
-    def _next(consumer: Any, first: bool) -> Word | None:
-        message: Any = None
+    def _next(self, consumer: Any, first: bool) -> Word | None:
         with suppress(DecodeError, AttributeError, TypeError, KeyError):
-            message = next(consumer)
+            message: Any = next(consumer)
             if message is None:
                 return None
-            given = message.kwargs
-            if isinstance(given, dict) and isinstance(given.get("claim"), str) and type(given.get("generation")) is int:
-                return Word(given["claim"], given["generation"], message, first)
+            if word := _word(message, first):
+                return word
         logger.warning("a message that is none of ours was in the line; it is dropped")
-        with suppress(AttributeError, TypeError, KeyError):  # it may have no number either
-            consumer.ack(message)
+        self._drop(consumer)
         return None
+
+    def _drop(self, consumer: Any) -> None:
+        """Take out of the line what was taken from it and cannot be read, so that nobody gets it again.
+
+        Its own number cannot be believed. Nothing else is in our hands: one message at a time is.
+        """
+        client, queue = self.link.client, consumer.queue_name
+        held = f"{NAMESPACE}:__acks__.{consumer.broker.broker_id}.{queue}"
+        for number in client.smembers(held):
+            client.hdel(f"{NAMESPACE}:{queue}.msgs", number)
+            client.srem(held, number)
+        self._taker = {}  # the consumer counts what it has given out
 
     def taken(self, word: Word) -> None:
         """The claim bears the worker's name now, or is no longer what the message says: nobody needs it any more."""

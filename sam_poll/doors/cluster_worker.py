@@ -20,12 +20,14 @@ from typing import Any
 
 from loguru import logger
 
-from sam_poll.doors.claims import Claim, Found, claims_in
+from sam_poll.complaints import quoted
+from sam_poll.doors.claims import Claim, Found, Hold, claims_in
 from sam_poll.doors.cluster_line import Line, Word
 from sam_poll.doors.desk import Ticket
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.held import Held, note_of
 from sam_poll.doors.layout import Layout
+from sam_poll.doors.lease import is_dispatcher
 from sam_poll.doors.redis_link import Pauses, Trouble
 from sam_poll.doors.scan import Manners
 from sam_poll.errors import SamPollError
@@ -128,17 +130,25 @@ class WorkerDoor(FolderDoor):
         except OSError:
             self._said(self.line.back, word)
             raise
-        if found is None:
-            self.dropped += 1
-            logger.debug("{} is no more in generation {}", shown(word.claim), word.generation)
+        if below is None:
+            logger.warning("a message names no claim, but {}; it is dropped", quoted(word.claim))
+        elif found is None:
+            logger.debug("{} does not wait in generation {}", shown(word.claim), word.generation)
+        self.dropped += found is None
         self._said(self.line.taken, word)
         return jobs
 
-    @staticmethod
-    def _of(name: Found, generation: int) -> Found | None:
-        """The claim of this name in this generation; None: it was taken, or is over."""
-        holds = (found for found in claims_in(name.folder, name.outer) if found.hold and not found.hold.place)
-        return next((found for found in holds if found.hold and found.hold.generation == generation), None)
+    def _of(self, name: Found, generation: int) -> Found | None:
+        """The claim of this name that waits in this generation; None: it was taken, or is over, or never was. OSError:
+        the share is away."""
+        try:
+            found = [found for found in claims_in(name.folder, name.outer) if found.hold]
+        except OSError as error:
+            self._sentinel.check()
+            # It is this name that the share does not take. Whoever waits for it will send it again.
+            logger.warning("{} cannot be looked at: {}; its message is dropped", shown(name.label), error.strerror)
+            return None
+        return next((one for one in found if one.hold and _waits(one.hold) and one.hold.generation == generation), None)
 
     def _said(self, what: Callable[[Word], None], word: Word) -> None:
         try:
@@ -189,3 +199,9 @@ class WorkerDoor(FolderDoor):
                 self._desk.forget(claim)
             if claim.over:
                 self._held.pop(claim, None)
+
+
+def _waits(hold: Hold) -> bool:
+    """Whether a claim waits for a worker. One that another daemon runs is not ours to take, whatever a message says:
+    that it is dead, watchers find out."""
+    return hold.place is None and (hold.attempt == 0 or is_dispatcher(hold.worker))

@@ -85,6 +85,7 @@ class FolderDoor:
                         layout.work,
                         manners.lease_s,
                         self._alarms,
+                        dispatcher=not self.runs,
                         state=self._state,
                         still_there=self._sentinel.check,
                     )

@@ -49,7 +49,7 @@ def noted(note: bytes) -> Iterator[Held]:
     try:
         found = json.loads(note) if note else []
         yield from [_held(entry) for entry in found]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         logger.warning("a note on what is to wait cannot be read: {}", error)
 
 

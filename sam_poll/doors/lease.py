@@ -32,6 +32,8 @@ from sam_poll.safe_path import SafePath
 PREFIX = TEMP_PREFIX + "worker-"
 ENDING = ".json"
 _NO_LOCKS = "0"
+_DISPATCHER = "dispatcher-"  # no host's name has a hyphen here, so that none can be taken for this
+_PARTS = 4  # of other names: host, process, a number, boot
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MAX_BYTES = 1 << 20
 _BEAT_S = 5.0  # at the latest: people read what it says
@@ -48,8 +50,8 @@ def boot() -> str:
 class Life:
     """This daemon's own file. `with Life(folder, lease_s) as life:`; a thread touches it four times a lease or more.
 
-    `state` is asked for what else others should read there (`status`), `still_there` raises OSError when the share is
-    away. OSError: the file cannot be made.
+    `dispatcher`: it claims so that others may run (`is_dispatcher`). `state` is asked for what else others should read
+    there (`status`), `still_there` raises OSError when the share is away. OSError: the file cannot be made.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Life:
         lease_s: float,
         alarms: Alarms,
         *,
+        dispatcher: bool = False,
         state: Callable[[], dict[str, Any]] | None = None,
         still_there: Callable[[], object] = lambda: None,
     ) -> None:
@@ -65,7 +68,7 @@ class Life:
         self._still_there = still_there
         host = re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:24] or "host"
         # The last part tells two lives apart that had the same process number.
-        self._name = f"{host}-{os.getpid()}-{uuid4().hex[:6]}"
+        self._name = f"{_DISPATCHER if dispatcher else ''}{host}-{os.getpid()}-{uuid4().hex[:6]}"
         self.worker = f"{self._name}-{_NO_LOCKS}"
         self._started = time.time()
         self._handle = -1
@@ -162,6 +165,11 @@ class Life:
         if self.worker != before:  # claims bear the name; it must not change, whatever the lock says now
             self.path.rename(self._folder / f"{PREFIX}{before}{ENDING}")
             self.worker = before
+
+
+def is_dispatcher(worker: str) -> bool:
+    """Whether a daemon of this name runs nothing itself: what bears its name waits for a worker."""
+    return worker.startswith(_DISPATCHER) and worker.count("-") == _PARTS
 
 
 def _lock(handle: int, *, exclusive: bool) -> bool:
