@@ -17,7 +17,6 @@ import hashlib
 import http.client
 import os
 import shutil
-import stat
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from loguru import logger
 
 from sam_poll.complaints import quoted
 from sam_poll.errors import ModelError
+from sam_poll.safe_path import SafePath
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60.0  # for the next bytes, not for the whole file
@@ -52,7 +52,8 @@ def fetch(url: str, final: Path, *, sha256: str, size_hint: int, progress: Progr
         raise ModelError("only http and https are downloaded", place=url)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _Folder(final.parent) as folder, folder.locked(final.name + ".lock"):
+        folder = _Folder(final.parent)
+        with folder.locked(final.name + ".lock"):
             if not final.is_file():  # another process may have finished it while we waited
                 folder.check_free(final.name)
                 with folder.part(final.name + ".part") as part:
@@ -217,20 +218,13 @@ def _verify(part: Part, sha256: str, size_hint: int, url: str) -> None:
 
 
 class _Folder:
-    """The models' folder, opened once. Names in it are opened as regular files of our own, or refused.
+    """The models' folder. Names in it are opened as regular files of our own, or refused.
 
     Others may write to it: a link there is never followed, a FIFO never waited for, a foreign file never written to.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __enter__(self) -> _Folder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._handle)
+        self.path, self._names = path, SafePath.at(path)
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -257,12 +251,12 @@ class _Folder:
             finally:
                 if not part.size():
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=self._handle)
+                        (self._names / name).unlink()
 
     def check_free(self, name: str) -> None:
         """Refuse to replace what a finished download would replace: a link, a folder, a FIFO. ModelError."""
         try:
-            os.stat(name, dir_fd=self._handle, follow_symlinks=False)
+            (self._names / name).lstat()
         except FileNotFoundError:
             return
         raise self._foreign(name, "is in the way")
@@ -270,12 +264,11 @@ class _Folder:
     def rename(self, name: str, final: str) -> None:
         """Give a file its final name, over no other."""
         self.check_free(final)
-        os.rename(name, final, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+        (self._names / name).rename(self._names / final)
 
     def _own(self, name: str) -> IO[bytes]:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            handle = os.open(name, flags, 0o666, dir_fd=self._handle)
+            handle = (self._names / name).open_file(os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno in _NO_FILE:
                 raise self._foreign(name, "is no file, or a link") from error
@@ -283,11 +276,9 @@ class _Folder:
         file = os.fdopen(handle, "r+b", buffering=0)
         found = os.fstat(handle)
         # On mounts that give all files to one user, that user has the folder, too.
-        owners = (os.geteuid(), os.fstat(self._handle).st_uid)
+        owners = (os.geteuid(), self._names.lstat().st_uid)
         reason = None
-        if not stat.S_ISREG(found.st_mode):
-            reason = "is no file"
-        elif found.st_nlink != 1:
+        if found.st_nlink != 1:
             reason = "is a file that has other names, too"
         elif found.st_uid not in owners:
             reason = "belongs to another user"
