@@ -30,6 +30,7 @@ def run(picture: Path, output: Path, args: argparse.Namespace, more: tuple[str, 
     from sam_poll.mosaic.crew import Hand, crew
     from sam_poll.mosaic.passes import Passes
     from sam_poll.mosaic.run import Wish, mosaic
+    from sam_poll.safe_path import SafePath
     from sam_poll.types import Everything
 
     first = Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY)
@@ -45,12 +46,13 @@ def run(picture: Path, output: Path, args: argparse.Namespace, more: tuple[str, 
         stages[last[1]] = stages.get(last[1], 0.0) + now - last[0]
         last[:] = [now, step.stage]
 
+    source, place = SafePath.beside(picture), SafePath.at(output)
     hands = [
-        Hand(name, picture, output, wish, partial(engines.load, engines.resolve(args.model), device=name))
+        Hand(name, source, place, wish, partial(engines.load, engines.resolve(args.model), device=name))
         for name in more
     ]
     with crew(hands, os.environ):
-        stats = mosaic(picture, output, wish, lambda: engine, on_step)
+        stats = mosaic(source, place, wish, lambda: engine, on_step)
     wall = time.monotonic() - begun
     stages[last[1]] = stages.get(last[1], 0.0) + time.monotonic() - last[0]
     peak = _peak_mib()
@@ -83,6 +85,7 @@ def library(picture: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     from sam_poll.mosaic.source import opened
     from sam_poll.mosaic.tiles import Cut
+    from sam_poll.safe_path import SafePath
     from tools import train_demo
 
     warnings.simplefilter("ignore")
@@ -92,7 +95,7 @@ def library(picture: Path, args: argparse.Namespace) -> dict[str, Any]:
     )
     side = model.image_size
     made.predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
-    with opened(picture) as source:
+    with opened(SafePath.beside(picture)) as source:
         cut = Cut(source.size, args.tile, args.padding)
         tiles = [cut[number] for number in np.linspace(0, len(cut) - 1, args.library).astype(int).tolist()]
         begun = time.monotonic()
@@ -177,6 +180,7 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
     from sam_poll.mosaic.run import Wish, mosaic
     from sam_poll.mosaic.state import FOLDER, State
     from sam_poll.mosaic.tiles import Area, Cut
+    from sam_poll.safe_path import SafePath
     from sam_poll.types import Everything, Size
     from tools import mosaics
 
@@ -186,8 +190,8 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
 
     def on_step(step: Any) -> None:
         if (step.stage, step.done) == ("seams", 0):
-            folder = output / FOLDER
-            state = State(folder, json.loads((folder / "job.json").read_text()))
+            folder = SafePath.at(output) / FOLDER
+            state = State(folder, json.loads((folder / "job.json").read_bytes()))
             known = tables(state, cut)
             for tile in cut:
                 before[tile.core.within(Area(0, 0, *cut.size))] = known.of(state.numbers(tile.number), tile.number)
@@ -197,7 +201,8 @@ def pictures(folder: Path, args: argparse.Namespace) -> None:
         mosaics.write(picture, drawn.pixels)
         engine = engines.load(engines.resolve(args.model), device=args.device)
         first = Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY)
-        mosaic(picture, output, Wish(args.tile, args.padding, Passes(first), args.model), lambda: engine, on_step)
+        wish = Wish(args.tile, args.padding, Passes(first), args.model)
+        mosaic(SafePath.beside(picture), SafePath.at(output), wish, lambda: engine, on_step)
         after = mosaics.read(output / "labels.tif").astype(np.int64)
     for name, labels in (("before", before), ("after", after)):
         colours = np.random.default_rng(4).integers(50, 256, (int(labels.max()) + 1, 3)).astype(np.uint8)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -18,6 +18,7 @@ from sam_poll.doctor import inotify, share
 from sam_poll.doctor.findings import exit_code
 from sam_poll.doors.proof import SENTINEL, prove
 from sam_poll.errors import ExitCode, ShareError
+from sam_poll.safe_path import SafePath
 from sam_poll.settings import Settings, load
 from tests.conftest import Share
 from tests.doctor_parts import about, the
@@ -56,20 +57,20 @@ def test_folders_that_are_missing_are_not_made(tmp_path: Path) -> None:
     assert {f.level for f in found if f.name in ("folders", "rename")} == {"ok"}
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, method: str, number: int, where: Callable[[Path], bool]) -> None:
-    """`Path.method` fails with this errno for some paths."""
-    real = getattr(Path, method)
+def refuse(monkeypatch: pytest.MonkeyPatch, method: str, number: int, where: Callable[[SafePath], bool]) -> None:
+    """`SafePath.method` fails with this errno for some paths."""
+    real = getattr(SafePath, method)
 
-    def refusing(self: Path, *arguments: Any, **keywords: Any) -> Any:
+    def refusing(self: SafePath, *arguments: Any, **keywords: Any) -> Any:
         if where(self):
             raise OSError(number, os.strerror(number), str(self))
         return real(self, *arguments, **keywords)
 
-    monkeypatch.setattr(Path, method, refusing)
+    monkeypatch.setattr(SafePath, method, refusing)
 
 
 def test_a_share_that_cannot_be_written_to_is_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: path.parent == proved.layout.input.path)
+    refuse(monkeypatch, "create", errno.EROFS, lambda path: path.parent == proved.layout.input)
     found = share.look(settings_for(proved))
     problem = the(found, "rename")
     assert (problem.exit_code, problem.where) == (ExitCode.SHARE, str(proved.layout.input.path))
@@ -90,7 +91,7 @@ def test_a_mount_without_writing_is_named(proved: Share, monkeypatch: pytest.Mon
 
 
 def test_folders_on_different_file_systems_are_a_problem(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output.path)
+    refuse(monkeypatch, "rename", errno.EXDEV, lambda path: path.parent == proved.layout.output)
     problem = the(share.look(settings_for(proved)), "rename")
     assert problem.exit_code is ExitCode.SHARE
     assert "different file systems" in problem.what
@@ -316,20 +317,21 @@ def test_a_share_that_hangs_while_its_name_is_looked_at_is_told_as_one_that_hang
         forever.set()
 
 
-def test_a_proof_that_renames_the_clocks_probe_away_costs_another_try_and_no_finding(
+def test_a_proof_in_the_same_moment_leaves_the_clocks_probe_alone(
     proved: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, thief = Path.write_bytes, iter([True, True, False])
+    real, proofs = SafePath.create, iter([True])
 
-    def stolen(self: Path, data: bytes) -> int:
-        size = real(self, data)
-        if next(thief, False):
-            self.rename(proved.layout.work.path / self.name)
-        return size
+    def made_beside_a_proof(self: SafePath) -> BinaryIO:
+        file = real(self)
+        if next(proofs, False):
+            prove(proved.layout)
+        return file
 
-    monkeypatch.setattr(Path, "write_bytes", stolen)
+    monkeypatch.setattr(SafePath, "create", made_beside_a_proof)
     (found,) = share._clock(proved.layout)
     assert found.level == "ok"
+    assert proved.tree("input") == []
 
 
 def test_a_sentinel_of_another_user_that_may_not_be_read_is_a_problem(
@@ -361,7 +363,7 @@ def test_a_folder_that_may_not_be_written_to_is_a_problem_before_the_others_are_
 
 
 def test_where_no_file_can_be_written_the_clock_is_not_asked(proved: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse(monkeypatch, "write_bytes", errno.EROFS, lambda path: True)
+    refuse(monkeypatch, "create", errno.EROFS, lambda path: True)
     found = share.look(settings_for(proved))
     assert [f.name for f in found if f.level == "problem"] == ["rename"]
     assert not about(found, "clock")

@@ -32,12 +32,12 @@ from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import PictureError, UsageError
 from sam_poll.mosaic import passes, run, seams, work
 from sam_poll.mosaic.passes import Labelled, Passes
-from sam_poll.mosaic.run import Step, Wish, mosaic
-from sam_poll.mosaic.source import opened
+from sam_poll.mosaic.run import Step, Wish
 from sam_poll.mosaic.state import FOLDER, Done, State
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Candidate, Embedding, Everything, Size
 from tests.conftest import wait_until
+from tests.mosaic_paths import lend_a_hand, mosaic, opened, state_of, work_of
 from tools import mosaics
 
 ASKED = Everything(points_per_side=4, min_area=20, iou=0.5, stability=0.5)
@@ -369,7 +369,7 @@ def test_killed_while_clearing_up_it_is_finished_all_the_same(
     def killed(self: State) -> None:
         if left == "some":
             (self.folder / "job.json").unlink()
-            next(self.folder.rglob("*.npz")).unlink()
+            next(self.folder.path.rglob("*.npz")).unlink()
         raise StoppedError
 
     with monkeypatch.context() as patch:
@@ -427,10 +427,10 @@ def test_a_tile_whose_holder_hangs_is_made_by_who_waits_and_the_first_one_stays(
 ) -> None:
     expected = mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
     with opened(picture) as source:
-        hangs = work.Work(source, picture, WISH, picture.parent / "out" / FOLDER, lambda _: None)
+        hangs = work_of(source, picture, WISH, picture.parent / "out")
         with hangs.state.held(5) as ours:
             assert ours
-            other = work.Work(source, picture, WISH, picture.parent / "out" / FOLDER, lambda _: None)
+            other = work_of(source, picture, WISH, picture.parent / "out")
             while (taken := other.take(FakeEngine)) is work.Taken.TILE:
                 pass
             assert taken is work.Taken.WAIT
@@ -444,7 +444,7 @@ def test_a_tile_whose_holder_hangs_is_made_by_who_waits_and_the_first_one_stays(
 
 
 def test_of_a_tile_that_was_made_twice_the_first_stays(tmp_path: Path) -> None:
-    state = State(tmp_path / FOLDER, {})
+    state = state_of(tmp_path, {})
     for label in (1, 2):
         numbers = np.full((4, 4), label, np.uint16)
         state.keep(3, Done(numbers, {}, np.zeros(2, np.float32), np.zeros(2, np.int64), 16, skipped=False))
@@ -454,12 +454,12 @@ def test_of_a_tile_that_was_made_twice_the_first_stays(tmp_path: Path) -> None:
 
 def test_a_hand_that_is_lent_takes_tiles_and_leaves_the_rest_to_others(picture: Path, eyes: Eyes) -> None:
     out = picture.parent / "out"
-    run.lend_a_hand(picture, out, WISH, FakeEngine)
+    lend_a_hand(picture, out, WISH, FakeEngine)
     assert eyes.windows == 12
     assert not (out / run.RASTER).exists()
     mosaic(picture, out, WISH, FakeEngine)
     assert eyes.windows == 12
-    run.lend_a_hand(picture, out, WISH, FakeEngine)
+    lend_a_hand(picture, out, WISH, FakeEngine)
     assert eyes.windows == 12
     assert not (out / FOLDER).exists()
 

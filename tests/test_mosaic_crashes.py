@@ -19,6 +19,7 @@ import pytest
 from sam_poll import endings, formats
 from sam_poll.doors import folder
 from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.proof import PROBE
 from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ShareError
@@ -80,7 +81,14 @@ def seen(share: Share) -> dict[str, Any]:
     assert isinstance(bodies, dict)
     for name in [name for name in bodies if name.endswith(".gpkg")]:
         bodies[name] = len(bodies[name])  # it holds the time at which it was written
-    return {**found, "scratch": scratch(share)}
+    return {**{key: _without_probes(value) for key, value in found.items()}, "scratch": scratch(share)}
+
+
+def _without_probes(found: Any) -> Any:
+    """A daemon that dies while it proves the folders leaves an empty, hidden file."""
+    if isinstance(found, dict):
+        return {name: body for name, body in found.items() if PROBE not in name}
+    return [name for name in found if PROBE not in str(name)]
 
 
 def scratch(share: Share) -> list[str]:

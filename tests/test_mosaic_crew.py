@@ -23,8 +23,10 @@ from sam_poll.mosaic.crew import Hand, crew
 from sam_poll.mosaic.passes import Passes
 from sam_poll.mosaic.state import FOLDER
 from sam_poll.mosaic.work import Wish
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Everything
 from tests.conftest import wait_until
+from tests.mosaic_paths import mosaic
 from tools import mosaics
 
 WISH = Wish(64, 16, Passes(Everything(points_per_side=4, min_area=20, iou=0.5, stability=0.5)), "fake")
@@ -61,18 +63,19 @@ def tiles(output: Path) -> int:
 
 def test_a_hands_process_takes_the_tiles_that_are_left(picture: Path) -> None:
     out = picture.parent / "out"
-    with warnings() as said, crew([Hand("cpu", picture, out, WISH, FakeEngine)], env()):
+    with warnings() as said, crew([Hand("cpu", SafePath.beside(picture), SafePath.at(out), WISH, FakeEngine)], env()):
         wait_until(lambda: tiles(out) == 49, 60)
-    expected = run.mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
-    assert run.mosaic(picture, out, WISH, no_network) == expected, "a tile was left, or made otherwise"
+    expected = mosaic(picture, picture.parent / "alone", WISH, FakeEngine)
+    assert mosaic(picture, out, WISH, no_network) == expected, "a tile was left, or made otherwise"
     assert (out / run.RASTER).read_bytes() == (picture.parent / "alone" / run.RASTER).read_bytes()
     assert not said
 
 
 def test_a_process_that_cannot_work_is_said_and_the_others_do_its_tiles(picture: Path) -> None:
-    with warnings() as said, crew([Hand("cuda:1", picture, picture.parent / "out", WISH, no_network)], env()):
+    hand = Hand("cuda:1", SafePath.beside(picture), SafePath.at(picture.parent / "out"), WISH, no_network)
+    with warnings() as said, crew([hand], env()):
         wait_until(lambda: said, 60)
-        assert run.mosaic(picture, picture.parent / "out", WISH, FakeEngine)["tiles"] == 49
+        assert mosaic(picture, picture.parent / "out", WISH, FakeEngine)["tiles"] == 49
     [line] = said
     assert "cuda:1" in line
     assert "its weights are gone (bring them back)" in line

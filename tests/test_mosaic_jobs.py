@@ -28,11 +28,12 @@ from sam_poll.doors.scan import Manners
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.fleet import Fleet, Post
 from sam_poll.member import Equipment
-from sam_poll.mosaic import jobs, run, work
+from sam_poll.mosaic import jobs, work
 from sam_poll.mosaic.passes import Labelled, Passes
 from sam_poll.pipeline import Pipeline, Sizes
 from sam_poll.types import ADVANCED, Everything
 from tests.conftest import Share, wait_until
+from tests.mosaic_paths import mosaic
 from tools import mosaics
 
 SIDE, TILE = 400, 64  # 49 tiles
@@ -117,7 +118,7 @@ def kept(share: Share) -> list[Path]:
 
 def test_a_dropped_mosaic_is_answered_as_the_command_answers_it(share: Share) -> None:
     drop_mosaic(share, "cam1/ortho")
-    expected = run.mosaic(share.input / "cam1/ortho.tif", share.root / "alone", WISH, FakeEngine)
+    expected = mosaic(share.input / "cam1/ortho.tif", share.root / "alone", WISH, FakeEngine)
     assert expected["labels"] > 9
     assert drain(share).stats.now().objects == expected["labels"]
     assert share.tree("output") == [f"cam1/ortho{name}" for name in NAMES]
@@ -238,7 +239,7 @@ def equipped(folder: Path) -> Equipment:
 def test_all_devices_of_a_daemon_take_tiles(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "LOOK_S", 0.0)
     drop_mosaic(share)
-    expected = run.mosaic(share.input / "ortho.tif", share.root / "alone", WISH, FakeEngine)
+    expected = mosaic(share.input / "ortho.tif", share.root / "alone", WISH, FakeEngine)
     (share.root / "who").mkdir()
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     posts = [Post(f"cpu #{n}", partial(equipped, share.root / "who"), env) for n in range(2)]

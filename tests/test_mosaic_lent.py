@@ -17,10 +17,11 @@ from sam_poll.errors import UsageError
 from sam_poll.mosaic import labels, run, seams, work
 from sam_poll.mosaic.lent import Lent, lent, turned
 from sam_poll.mosaic.passes import MOST, Labelled, Passes
-from sam_poll.mosaic.run import Wish, mosaic
+from sam_poll.mosaic.run import Wish
 from sam_poll.mosaic.state import Done, Finished, State
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Everything, Size
+from tests.mosaic_paths import mosaic, state_of
 from tools import mosaics
 
 REACH = 16
@@ -127,7 +128,7 @@ def test_what_is_taken_over_is_the_neighbours_was_free_and_is_joined_to_what_it_
 def kept(folder: Path, seen: dict[int, Any], cut: Cut = CUT) -> State:
     """A mosaic of which each tile in `seen` has found what is set there of the whole picture, the others nothing.
     Scores: tile 3's are 0.3, 0.32, 0.33 …"""
-    state = State(folder / "state", {"of": "a test"})
+    state = state_of(folder, {"of": "a test"})
     for tile in cut:
         found = np.zeros((cut.size.height, cut.size.width), np.uint16)
         window = tile.window.within(WHOLE)

@@ -28,8 +28,9 @@ from rasterio.transform import Affine
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ShareError
 from sam_poll.mosaic import labels, run, work
-from sam_poll.mosaic.run import mosaic
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Size
+from tests.mosaic_paths import mosaic
 from tests.test_mosaic import WISH, Eyes, blobs, files, shown
 from tools import mosaics
 
@@ -194,7 +195,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ShareError
 from sam_poll.mosaic import labels, polygons, work
-from sam_poll.mosaic.run import mosaic
+from tests.mosaic_paths import mosaic
 from tests.test_mosaic import WISH, Eyes
 folder, limit, module, name = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 work.labelled = Eyes()
@@ -270,7 +271,7 @@ def test_what_lies_beside_an_older_output_is_not_taken_for_the_new_ones(tmp_path
         other.execute("pragma journal_mode=wal")
         other.execute("create table of_the_old_one (a)")
         assert (out / f"{run.GEOPACKAGE}-wal").exists()
-        labels.put(new, out / run.GEOPACKAGE)
+        labels.put(SafePath.beside(new), SafePath.at(out) / run.GEOPACKAGE)
         with sqlite3.connect(out / run.GEOPACKAGE) as file:
             tables = {name for (name,) in file.execute("select name from sqlite_master")}
         file.close()

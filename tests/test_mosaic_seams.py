@@ -14,6 +14,7 @@ from sam_poll.mosaic import labels, passes, seams
 from sam_poll.mosaic.state import Done, State
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Size
+from tests.mosaic_paths import state_of
 
 CUT = Cut(Size(256, 256), 128, 40)
 NORTH_WEST, NORTH_EAST, SOUTH_WEST, SOUTH_EAST = range(4)
@@ -61,7 +62,7 @@ def test_a_view_of_nothing_joins_nothing() -> None:
 
 def kept(folder: Path, seen: dict[int, npt.NDArray[np.bool_]]) -> tuple[State, labels.Tables]:
     """A mosaic of which each tile in `seen` has found what is set there of the whole picture, the others nothing."""
-    state = State(folder / "state", {"of": "a test"})
+    state = state_of(folder, {"of": "a test"})
     whole = Area(0, 0, *CUT.size)
     for tile in CUT:
         found = seen.get(tile.number, np.zeros((256, 256), bool)).astype(np.uint16)

@@ -26,8 +26,10 @@ from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ExitCode, UsageError
 from sam_poll.mosaic import jobs, run, state
 from sam_poll.mosaic.state import FOLDER, State
+from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse
 from tests.conftest import BOX, Share, picture_bytes, wait_until
+from tests.mosaic_paths import mosaic
 from tests.test_mosaic_jobs import ASKED, NAMES, WISH, Eyes, door, drain, drop_mosaic, kept, pipeline, watching
 from tests.test_mosaic_jobs import eyes as eyes
 from tools import mosaics
@@ -169,7 +171,7 @@ def test_the_command_waits_for_who_puts_together_only_as_long_as_that_one_moves(
     ended, beat, made = threading.Event(), threading.Event(), list[Any]()
 
     def make() -> None:
-        made.append(run.mosaic(tmp_path / "a.tif", tmp_path / "out", WISH, FakeEngine))
+        made.append(mosaic(tmp_path / "a.tif", tmp_path / "out", WISH, FakeEngine))
         ended.set()
 
     with taken(lock):
@@ -289,7 +291,7 @@ def test_what_is_taken_away_in_the_middle_is_done_again(share: Share, eyes: Eyes
 
 def test_who_comes_too_late_to_help_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="over"):
-        State(tmp_path / "gone", {"picture": "a"}, "join")
+        State(SafePath.at(tmp_path / "gone"), {"picture": "a"}, "join")
     assert not (tmp_path / "gone").exists()
 
 
@@ -315,11 +317,15 @@ def test_a_note_of_another_version_is_passed_over(share: Share, about: str) -> N
 
 
 def test_one_that_this_user_may_not_read_is_refused(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> Any:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    really = SafePath.open_file
+
+    def refused(path: SafePath, flags: int) -> int:
+        if path.suffix == ".tif":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, flags)
 
     drop_small(share, "ortho")
-    monkeypatch.setattr(bytesof, "open_plain", refused)
+    monkeypatch.setattr(SafePath, "open_file", refused)
     drain(share)
     said = share.error("ortho")
     assert (said["code"], said["place"]) == ("picture", "ortho.tif")

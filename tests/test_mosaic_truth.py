@@ -19,9 +19,10 @@ import pytest
 
 from sam_poll.mosaic import run, work
 from sam_poll.mosaic.passes import Passes
-from sam_poll.mosaic.run import Wish, mosaic
-from sam_poll.mosaic.source import opened
+from sam_poll.mosaic.run import Wish
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Everything
+from tests.mosaic_paths import mosaic, opened, work_of
 from tests.test_oom import demo
 from tools import mosaics
 
@@ -91,14 +92,16 @@ def test_of_a_shape_that_one_window_has_missed_more_is_labelled_where_its_neighb
     mosaics.write(tmp_path / "a.tif", drawn.pixels)
     wish = Wish(512, 128, Passes(ASKED), "demo")
     with opened(tmp_path / "a.tif") as source:
-        made = work.Work(source, tmp_path / "a.tif", wish, tmp_path / "state", lambda _: None)
+        made = work_of(source, tmp_path / "a.tif", wish, tmp_path)
         while made.take(lambda: engine) is work.Taken.TILE:
             pass
         stats, covered, ious = [], [], []
         for lending in (work.Lent, lambda state, *_: state):
             monkeypatch.setattr(work, "Lent", lending)
-            stats.append(made.put_together(tmp_path))
-            labels = mosaics.read(tmp_path / run.RASTER)
+            place = tmp_path / f"put-together-{len(stats)}"
+            place.mkdir()
+            stats.append(made.put_together(SafePath.at(place)))
+            labels = mosaics.read(place / run.RASTER)
             covered.append(np.mean(labels[drawn.truth > 0] > 0))
             ious.append(np.mean([match.iou for match in mosaics.compare(drawn.truth, labels).values()]))
     assert covered[0] >= covered[1] + 0.005

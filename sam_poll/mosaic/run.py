@@ -37,6 +37,7 @@ def mosaic(
     `engine` is called when there is a tile to compute. What was finished before is not done again. PictureError,
     UsageError, ShareError, OSError, and what the engine raises.
     """
+    _look_anew(picture, output)
     _check_place(picture, output)
     output.mkdir(parents=True, exist_ok=True)
     with opened(picture) as source:
@@ -60,6 +61,7 @@ def mosaic(
 
 def lend_a_hand(picture: SafePath, output: SafePath, wish: Wish, engine: Callable[[], Engine]) -> None:
     """Take tiles of a mosaic that somebody else will put together, as long as there are any. As `mosaic`."""
+    _look_anew(picture, output)
     with opened(picture) as source:
         if _finished(output, job_of(picture, source, wish)) is not None:
             return
@@ -67,6 +69,12 @@ def lend_a_hand(picture: SafePath, output: SafePath, wish: Wish, engine: Callabl
         with contextlib.suppress(FileNotFoundError):  # it is finished
             while work.take(engine) is Taken.TILE:
                 pass
+
+
+def _look_anew(*paths: SafePath) -> None:
+    """Use the folders that have the names now, and not those of an earlier call that have been renamed since."""
+    for path in paths:
+        path.root.renew()
 
 
 def _check_place(picture: SafePath, output: SafePath) -> None:
