@@ -21,13 +21,14 @@ from sam_poll.reporting import reports
 
 if TYPE_CHECKING:
     from sam_poll.mosaic.run import OnStep, Step
+    from sam_poll.safe_path import SafePath
 
 STAGES = {"tiles": "segmenting", "seams": "joining", "slivers": "merging", "labels": "writing", "polygons": "tracing"}
 
 
 @reports
 def mosaic(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A GeoTIFF, or any picture that GDAL reads.")],
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="GeoTIFF, PNG, JPEG, JPEG 2000, BMP or WebP.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the labels.")],
     tile: Annotated[int, typer.Option("--tile", min=64, help="Side of a tile, a multiple of 16 pixels.")] = 1024,
     padding: Annotated[int, typer.Option("--padding", min=8, help="Pixels seen around each tile.")] = 128,
@@ -57,7 +58,6 @@ def mosaic(
     """
     _check(tile, padding)
     from sam_poll import app, console, engines, settings
-    from sam_poll.safe_path import SafePath
     from sam_poll.types import Everything
 
     try:
@@ -82,12 +82,19 @@ def mosaic(
     names = app.devices_of(chosen)
     env = app.env_of(names)
     os.environ.update(env)  # this process is one of them
-    source, place = SafePath.beside(Path(os.path.realpath(picture))), SafePath.at(output)
+    source, place = _safely(picture, output)
     hands = [Hand(name, source, place, wish, partial(app.engine_of, chosen, device=name)) for name in names[1:]]
     with crew(hands, env), _shown() as on_step, _kept():
         stats = run(source, place, wish, partial(app.engine_of, chosen, device=names[0]), on_step)
     objects, tiles = console.count(stats["labels"], "object"), console.count(stats["tiles"], "tile")
     typer.echo(f"{objects} in {tiles}, {stats['coverage']:.1%} of the picture covered, written to {output}")
+
+
+def _safely(picture: Path, output: Path) -> tuple[SafePath, SafePath]:
+    """Return the picture, where the name leads to, and the output folder."""
+    from sam_poll.safe_path import SafePath
+
+    return SafePath.beside(Path(os.path.realpath(picture))), SafePath.at(output)
 
 
 def _check(tile: int, padding: int) -> None:

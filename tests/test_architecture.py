@@ -30,6 +30,7 @@ LEVELS = [
         "sam_poll.geometry",
         "sam_poll.png",
         "sam_poll.headers",
+        "sam_poll.sidecars",
         "sam_poll.stats",
         "sam_poll.alarms",
         "sam_poll.embeddings",

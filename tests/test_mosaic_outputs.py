@@ -255,10 +255,10 @@ def test_half_an_older_output_is_written_over(tmp_path: Path, monkeypatch: pytes
         patch.setattr(labels, "_sum", lambda _: next(sums))
         with pytest.raises(ShareError):
             made(tmp_path)
-    (left,) = (tmp_path / "out").rglob(run.RASTER)
-    os.truncate(left, left.stat().st_size // 2)
-    (left.parent / run.GEOPACKAGE).write_bytes(b"SQLite format 3\0 and no more")
-    (left.parent / f"{run.GEOPACKAGE}-journal").write_bytes(b"something")
+    (left,) = (tmp_path / "out").rglob("made-*")
+    (left / run.RASTER).write_bytes(b"II*\0 and no more")
+    (left / run.GEOPACKAGE).write_bytes(b"SQLite format 3\0 and no more")
+    (left / f"{run.GEOPACKAGE}-journal").write_bytes(b"something")
     mosaic(tmp_path / "a.tif", tmp_path / "out", WISH, FakeEngine)
     assert mosaics.read(tmp_path / "out" / run.RASTER).any()
 

@@ -26,6 +26,7 @@ from sam_poll.mosaic.run import Wish
 from sam_poll.mosaic.tiles import Area, Cut
 from sam_poll.types import Everything, Size
 from tests.mosaic_paths import mosaic, opened
+from tests.rasters import virtual
 from tools import mosaics
 
 HEIGHT, WIDTH = 60, 90
@@ -206,7 +207,7 @@ def test_a_corner_that_alone_holds_data_is_stretched_by_its_own_values(tmp_path:
     assert len(np.unique(pixels)) == 4
 
 
-@pytest.mark.parametrize("kind", ["value", "nan", "mask", "sidecar", "alpha", "16-bit alpha", "palette", "bands"])
+@pytest.mark.parametrize("kind", ["value", "nan", "mask", "aux.xml", "alpha", "16-bit alpha", "palette"])
 def test_what_holds_no_data_is_known_however_it_is_said(tmp_path: Path, kind: str) -> None:
     gone = np.zeros((HEIGHT, WIDTH), bool)
     gone[:, :30] = True
@@ -216,54 +217,30 @@ def test_what_holds_no_data_is_known_however_it_is_said(tmp_path: Path, kind: st
         write(path, np.where(gone, -9999, RAMP).astype(np.float32), nodata=-9999)
     elif kind == "nan":
         write(path, np.where(gone, np.nan, RAMP).astype(np.float32))
-    elif kind in ("mask", "sidecar"):
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "mask"):
+    elif kind == "mask":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             write(path, NOISE)
             with rasterio.open(path, "r+") as file:
                 file.write_mask(there)
-        assert (tmp_path / "a.tif.msk").exists() == (kind == "sidecar")
     elif kind == "alpha":
         write(path, np.concatenate([NOISE, there[None]]), photometric="RGB", alpha="yes")
     elif kind == "16-bit alpha":
         write(
             path, np.concatenate([NOISE * np.uint16(200), there[None] * np.uint16(257)]), photometric="RGB", alpha="yes"
         )
-    elif kind == "palette":
+    elif kind == "aux.xml":
+        write(path, np.where(gone, np.array([5, 6, 7])[:, None, None], 0).astype(np.uint8))
+        bands = "".join(
+            f"<PAMRasterBand band='{n}'><NoDataValue>{n + 4}</NoDataValue></PAMRasterBand>" for n in (1, 2, 3)
+        )
+        (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
+    else:
         table = {0: (9, 9, 9, 0), 1: (9, 9, 9, 0), 2: (10, 20, 30, 128), 3: (200, 100, 50, 255)}
         write(path, np.where(gone, NOISE[0] % 2, NOISE[0] % 2 + 2).astype(np.uint8), table=table, driver="PNG")
-    else:
-        write(tmp_path / "b.tif", np.where(gone, np.array([5, 6, 7])[:, None, None], 0).astype(np.uint8))
-        path = virtual(tmp_path / "a.vrt", "b.tif", nodata=(5, 6, 7))
     assert (read(path, tile=32)[1] == ~gone).all()
 
 
 # ── files ──
-
-
-def virtual(path: Path, source: str, kinds: Any = ("Byte",) * 3, nodata: Any = ()) -> Path:
-    """A VRT of three bands, each of one band of a file."""
-    bands = ""
-    for n, kind in enumerate(kinds):
-        bands += f'<VRTRasterBand dataType="{kind}" band="{n + 1}">'
-        bands += f"<NoDataValue>{nodata[n]}</NoDataValue>" if nodata else ""
-        bands += f'<SimpleSource><SourceFilename relativeToVRT="1">{source}</SourceFilename>'
-        bands += f"<SourceBand>{n + 1}</SourceBand></SimpleSource></VRTRasterBand>"
-    path.write_text(f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}">{bands}</VRTDataset>')
-    return path
-
-
-def test_bands_of_different_types_are_read(tmp_path: Path) -> None:
-    write(tmp_path / "b.tif", NOISE)
-    seen, valid = read(virtual(tmp_path / "a.vrt", "b.tif", ("Byte", "UInt16", "Float32")))
-    assert valid.all()
-    assert all(
-        (np.diff(seen[..., n].ravel()[np.argsort(NOISE[n].ravel(), kind="stable")]) >= 0).all() for n in range(3)
-    )
-
-
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"none\.tif"):
-        read(virtual(tmp_path / "a.vrt", "none.tif"))
 
 
 @pytest.mark.parametrize("kind", ["name", "vsicurl", "part", "part by vsicurl", "service"])
@@ -327,19 +304,6 @@ def test_complex_values_are_refused(tmp_path: Path) -> None:
         path = write(tmp_path / f"{kind}.tif", RAMP.astype(np.complex64), dtype=kind)
         with pytest.raises(PictureError, match="complex"), opened(path):
             pass
-
-
-def test_a_file_of_several_pictures_is_refused_with_their_names(tmp_path: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    with scipy_io.netcdf_file(tmp_path / "a.nc", "w") as file:
-        for axis in "xy":
-            file.createDimension(axis, 9)
-        for name in ("one", "two"):
-            file.createVariable(name, "f4", ("y", "x"))[:] = 1
-    with pytest.raises(PictureError, match="several") as caught, opened(tmp_path / "a.nc"):
-        pass
-    assert "gdal_translate" in str(caught.value.remedy)
-    assert f"{tmp_path / 'a.nc'}:two" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("more", [{"tiled": True, "blockxsize": 16, "blockysize": 16}, {}, {"compress": "deflate"}])

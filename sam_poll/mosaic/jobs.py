@@ -70,7 +70,7 @@ class _Read:
             self.close()
             raise
         self.size, self.crs, self.transform, self.nodata = source.size, source.crs, source.transform, source.nodata
-        self.gcps, self.rpcs = source.gcps, source.rpcs
+        self.gcps, self.rpcs, self.beside = source.gcps, source.rpcs, source.beside
 
     def _opened(self, job: Job) -> Source:
         assert isinstance(job.picture, SafePath)
@@ -93,6 +93,9 @@ class _Read:
     def read(self, area: Area) -> tuple[Pixels, Bitmap]:
         return self._there(lambda: self._source.read(area))
 
+    def notes(self) -> list[str]:
+        return self._there(self._source.notes)
+
     def close(self) -> None:
         self._thread.submit(self._stack.close)
         self._thread.shutdown(wait=False)  # a share that hangs must not hold the end up
@@ -111,6 +114,8 @@ class MosaicPieces:
         wish = Wish(asked.tile, asked.padding, Passes(asked.first, asked.passes, asked.target_coverage), model)
         self._source: _Read | None = _Read(job, between)
         try:
+            for note in () if job.helps else self._source.notes():
+                logger.warning("job {}: {}", shown(job.id), note)
             how: How = "join" if job.helps else "anew"
             self._work = Work(self._source, job.picture, wish, job.scratch, self._on_step, how=how, between=between)
             try:

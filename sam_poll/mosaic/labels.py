@@ -2,15 +2,19 @@
 
 Tables hold a few numbers a label; pixels are held for one tile and a line of its neighbours at a time.
 
-GDAL tells nobody what it could not write as it closed a file, so labels.tif is read back before it counts.
+GDAL tells nobody what it could not write as it closed a file, so labels.tif is read back before it counts. It is made
+in a private folder of this machine and then copied.
 
 What can still go wrong here: what is below the least area altogether and touches no other object is left out.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ import rasterio
 from rasterio.windows import Window
 
 from sam_poll.errors import ShareError
+from sam_poll.fs import TEMP_PREFIX
 from sam_poll.mosaic.passes import Numbers
 from sam_poll.mosaic.seams import Joined, Labels, around, matches
 from sam_poll.mosaic.source import FAILED, Windows, words
@@ -178,40 +183,46 @@ def core_of(state: Finished, known: Tables, final: Final, number: int) -> npt.ND
 
 
 def write(
-    made: SafePath, source: Windows, state: Finished, cut: Cut, known: Tables, final: Final, between: Between
+    place: SafePath, source: Windows, state: Finished, cut: Cut, known: Tables, final: Final, between: Between
 ) -> None:
-    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. `made` is in a
-    folder that has just been made. ShareError, OSError."""
-    with made.parent.library_path() as folder:
-        _write(folder / made.name, str(made), source, state, cut, known, final, between)
+    """The labels as a tiled, compressed GeoTIFF of uint32, on the map where the picture is; 0 is nodata. ShareError,
+    OSError."""
+    with made_aside(place) as path:
+        sums: list[int] = []
+        try:
+            with rasterio.open(path, "w", **_profile(source, cut)) as dataset:
+                for tile in cut:
+                    between(tile.number)
+                    core = core_of(state, known, final, tile.number)
+                    dataset.write(core, 1, window=_window(tile))
+                    sums.append(_sum(core))
+            with rasterio.open(path) as dataset:
+                whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
+        except FAILED as error:
+            reason = f"the labels cannot be written: {words(error)}"
+            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
+        if not whole:
+            reason = "the labels are not on the disk as they were written"
+            raise ShareError(reason, place=str(path), remedy=MAKE_ROOM)
 
 
-def _write(
-    path: Path,
-    place: str,
-    source: Windows,
-    state: Finished,
-    cut: Cut,
-    known: Tables,
-    final: Final,
-    between: Between,
-) -> None:
-    path.unlink(missing_ok=True)  # GDAL looks into what it is to write over, and stumbles over half a file
-    sums: list[int] = []
-    try:
-        with rasterio.open(path, "w", **_profile(source, cut)) as dataset:
-            for tile in cut:
-                between(tile.number)
-                core = core_of(state, known, final, tile.number)
-                dataset.write(core, 1, window=_window(tile))
-                sums.append(_sum(core))
-        with rasterio.open(path) as dataset:
-            whole = all(_sum(dataset.read(1, window=_window(tile))) == sums[tile.number] for tile in cut)
-    except FAILED as error:
-        reason = f"the labels cannot be written: {words(error)}"
-        raise ShareError(reason, place=place, remedy=MAKE_ROOM) from error
-    if not whole:
-        raise ShareError("the labels are not on the disk as they were written", place=place, remedy=MAKE_ROOM)
+@contextmanager
+def made_aside(place: SafePath) -> Iterator[Path]:
+    """Yield a path in a private folder of this machine for a library that opens files by name, and copy what it has
+    made there to `place`, at the end.
+
+    Whoever may write to the share could put another folder in a folder's place, with a link of the file's name in it,
+    and the library would follow that. ShareError where the copy cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX) as private:
+        made = Path(private) / place.name
+        yield made
+        try:
+            with made.open("rb") as whole, place.create() as copy:
+                shutil.copyfileobj(whole, copy, 1 << 20)
+        except OSError as error:
+            reason = f"it cannot be written: {error.strerror or error}"
+            raise ShareError(reason, place=str(place), remedy=MAKE_ROOM) from error
 
 
 def put(made: SafePath, place: SafePath) -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +27,7 @@ from rasterio.errors import CRSError
 from shapely import affinity
 
 from sam_poll.errors import ShareError
-from sam_poll.fs import TEMP_PREFIX
-from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of
+from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of, made_aside
 from sam_poll.mosaic.source import Windows
 from sam_poll.mosaic.state import Finished
 from sam_poll.mosaic.tiles import Cut
@@ -69,16 +66,9 @@ def shapes(
 
 
 def write(folder: SafePath, names: tuple[str, str], source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
-    """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError.
-
-    The GeoPackage is made in a folder of this machine and then copied: SQLite opens files by their real names, and
-    would follow a link that somebody has planted on the way there.
-    """
-    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX) as private:
-        made = Path(private) / names[0]
+    """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError."""
+    with made_aside(folder / names[0]) as made:
         _write(made, folder / names[1], source, found)
-        with _written(folder / names[0]), made.open("rb") as whole, (folder / names[0]).create() as copy:
-            shutil.copyfileobj(whole, copy, 1 << 20)
 
 
 def _write(geopackage: Path, geojson: SafePath, source: Windows, found: Iterator[tuple[Row, Any]]) -> None:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loguru import logger
+
 from sam_poll.errors import UsageError
 from sam_poll.fs import exists, shown, sync_folder, write_whole
 from sam_poll.mosaic import labels
@@ -49,6 +51,8 @@ def mosaic(
                 if step.stage != "tiles":
                     work.state.beat(_END)
 
+            for note in source.notes():
+                logger.warning("{}: {}", shown(picture), note)
             work = Work(source, picture, wish, output / FOLDER, told)
             try:
                 return _made(work, output, _once(engine))

@@ -1,17 +1,22 @@
 """A large picture, read window by window: upright RGB, where it holds anything, and how it lies on the map.
 
 A picture without a place on a map is turned as its EXIF or TIFF note says, window by window. One that has a place is
-read as it is stored: GDAL ignores the note, and the place is that of the stored pixels. Nothing is fetched over the
-network, whatever a name or a file (VRT, WMS) asks for.
+read as it is stored: GDAL ignores the note, and the place is that of the stored pixels.
+
+GDAL opens this one file and no other, by a few of its drivers. Whoever drops a picture could otherwise have the
+daemon read, and answer with, files that only the daemon may read: by a VRT, or by the metadata of a TIFF. So the kind
+is told by the file's first bytes, an overview in another file is refused, and what lies beside the picture is read by
+`sidecars`. Nothing is fetched over the network.
 
 What can still go wrong here: JPEG and PNG are decoded line by line from the top; where a row of tiles does not fit into
 GDAL's cache, each tile decodes all that is above it again, as one on its side does (a tiled GeoTIFF has no such
-trouble). Sources of a VRT that change while they are read are not noticed. A note behind a PNG's pixels is not seen.
+trouble). A note behind a PNG's pixels is not seen.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,13 +27,18 @@ import numpy.typing as npt
 import rasterio
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, Interleaving
-from rasterio.errors import RasterioError
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from sam_poll import sidecars
 from sam_poll.errors import ChangedError, PictureError, UnfinishedError
 from sam_poll.fs import NO_FILE, NOT_THERE
 from sam_poll.headers import COPY_AGAIN
+from sam_poll.mosaic import hints
 from sam_poll.mosaic.tiles import Area
 from sam_poll.safe_path import SafePath
 from sam_poll.types import Bitmap, Pixels, Size
@@ -41,7 +51,37 @@ _FROM_EACH = 4096  # pixels of a window, when it is
 _TAIL = 2  # per cent of values cut off at both ends when they are stretched
 FAILED = (RasterioError, CPLE_BaseError)  # what rasterio raises, and what of GDAL's it lets through
 _NO_NETWORK = "none://the-network-is-not-used"  # a proxy that curl refuses before it sends anything
-_ENVIRONMENT = {"GDAL_CACHEMAX": CACHE_MIB * 2**20, "GDAL_HTTP_PROXY": _NO_NETWORK, "GDAL_HTTPS_PROXY": _NO_NETWORK}
+_ENVIRONMENT = {
+    "GDAL_CACHEMAX": CACHE_MIB * 2**20,
+    "GDAL_HTTP_PROXY": _NO_NETWORK,
+    "GDAL_HTTPS_PROXY": _NO_NETWORK,
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # nothing lies beside the picture
+}
+KINDS = "GeoTIFF, PNG, JPEG, JPEG 2000, BMP and WebP"
+_DRIVERS = {  # GDAL's, by how a file begins; all of them read the one file that they are given
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+    b"RIFF": "WEBP",
+    b"BM": "BMP",
+}
+_VRT, _SERVER = b"<VRTDataset", b"<GDAL_WMS"
+_FOREIGN = {  # what else is often met
+    _VRT: "a VRT, which names other files",
+    _SERVER: "the description of a map server",
+    b"GIF8": "a GIF",
+    b"CDF": "netCDF",
+    b"\x89HDF": "HDF or netCDF",
+    b"EHFA_HEADER_TAG": "an ERDAS image",
+    b"%PDF": "a PDF",
+}
+_XML = (_VRT, _SERVER)  # what may come behind a comment or the like
+_BEGINNING = 2048
 _TILED = "make a tiled GeoTIFF of it: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT.tif"
 _NOTE = 274  # EXIF's and TIFF's orientation
 _PLACES = ((273, 279), (324, 325))  # of a TIFF's strips or tiles: where each begins, and its length
@@ -106,24 +146,64 @@ class Windows(Protocol):
     def gcps(self) -> Any: ...
     @property
     def rpcs(self) -> Any: ...
+    @property
+    def beside(self) -> list[tuple[str, int, int]]: ...
+    def notes(self) -> list[str]: ...
     def read(self, area: Area) -> tuple[Pixels, Bitmap]: ...
 
 
 class Source:
     """An open picture. `crs` is None and `transform` the identity where it lies on no map; `gcps` (points and their
-    CRS) and `rpcs` are how it lies where it has no transform."""
+    CRS) and `rpcs` are how it lies where it has no transform. `beside`: the files beside it that say so."""
 
-    def __init__(self, dataset: Any, file: BinaryIO, place: str, orientation: int) -> None:
+    def __init__(
+        self, dataset: Any, file: BinaryIO, place: str, orientation: int, found: sidecars.Sidecars | None = None
+    ) -> None:
+        found = found or sidecars.Sidecars()
         self._dataset, self._file, self._place, self._seen = dataset, file, place, _version(file)
-        self.crs, self.transform, self.nodata = dataset.crs, dataset.transform, dataset.nodata
-        self.gcps, self.rpcs = dataset.gcps, dataset.rpcs
+        self._said, self.beside = found.notes, found.seen
+        self._notes: list[str] | None = None
+        self._lie(found)
         placed = self.crs or not self.transform.is_identity or self.gcps[0] or self.rpcs
         self._turn = _TURNS[1 if placed else orientation]
         self.size = self._turn.size(Size(dataset.width, dataset.height))
         self._bands = _colours(_kinds(dataset))
         self._palette = _palette(dataset)
+        absent = [found.nodata.get(band) for band in self._bands]
+        self._absent = None if dataset.nodata is not None or None in absent else absent
+        self.nodata = absent[0] if self._absent else dataset.nodata
+        self._outlier: float | None = None
         self._inverted = self._palette is None and dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
         self._stretch = None if self._palette is not None else self._ends()
+
+    def _lie(self, found: sidecars.Sidecars) -> None:
+        """Choose how the picture lies on the map, in GDAL's order: an `.aux.xml`, the picture itself, a world file."""
+        dataset = self._dataset
+        self.crs, self.transform = _crs_of(found.crs, self._place) or dataset.crs, dataset.transform
+        self.gcps, self.rpcs = dataset.gcps, dataset.rpcs
+        if found.points:
+            points = [GroundControlPoint(each.row, each.column, each.x, each.y, each.z) for each in found.points]
+            self.gcps = points, _crs_of(found.points_crs, self._place)
+        if found.transform:
+            self.transform = Affine(*found.transform)
+        elif found.world and self.transform.is_identity and not self.gcps[0]:
+            self.transform = Affine(*found.world)
+
+    def notes(self) -> list[str]:
+        """Return what the picture's owner should know of it, in sentences. Looks at its corners. Raises as `read`."""
+        if self._notes is None:
+            self._notes = [*self._said]
+            if self.transform.is_identity and (self.gcps[0] or self.rpcs):
+                self._notes.append(hints.without_transform(len(self.gcps[0])))
+            if not self._declares_nodata():
+                value = hints.margin(self._values, Size(self._dataset.width, self._dataset.height))
+                value = value or (None if self._outlier is None else [self._outlier])
+                self._notes += [hints.undeclared(value)] if value else []
+        return self._notes
+
+    def _declares_nodata(self) -> bool:
+        flags = self._dataset.mask_flag_enums
+        return self._absent is not None or any(MaskFlags.all_valid not in flags[band - 1] for band in self._bands)
 
     def read(self, area: Area) -> tuple[Pixels, Bitmap]:
         """RGB (uint8, H×W×3), and which pixels hold anything (bool H×W: not nodata, not transparent). PictureError;
@@ -147,7 +227,9 @@ class Source:
             valid = self._dataset.dataset_mask(out_shape=(height, width), **how) > 0
         except FAILED as error:
             where = f"pixels from {stored.x0}, {stored.y0} on cannot be read"
-            raise PictureError(f"{where}: {words(error)}", place=self._place) from error
+            raise PictureError(f"{where}: {words(error, self._file, self._place)}", place=self._place) from error
+        if self._absent:
+            valid &= ~np.all([band == value for band, value in zip(bands, self._absent, strict=True)], axis=0)
         if np.issubdtype(bands.dtype, np.floating):
             valid &= np.isfinite(bands).all(axis=0)
         return bands, valid
@@ -172,6 +254,7 @@ class Source:
         values = bands[:, valid]
         if values.shape[1] < _ENOUGH and scale < 1:
             values = np.concatenate([values, *self._looked_through(whole)], axis=1)
+        self._outlier = hints.outlier(values[0])
         return [_tails(band) for band in values.astype(np.float64)]
 
     def _looked_through(self, whole: Area) -> Iterator[npt.NDArray[Any]]:
@@ -234,15 +317,38 @@ def opened(picture: SafePath) -> Iterator[Source]:
     with rasterio.Env(**_ENVIRONMENT), _file(picture) as file:
         if not _version(file)[0]:
             raise UnfinishedError("the file is empty", place=place, remedy=COPY_AGAIN)
+        driver = _driver(file, place)
         orientation = _orientation(file, place)
+        found = sidecars.read(picture)
         try:
-            dataset = rasterio.open(f"/dev/fd/{file.fileno()}")  # this very file, whatever has its name by now
+            dataset = rasterio.open(_name_of(file), driver=driver)
             _check(dataset, place)
-            source = Source(dataset, file, place, orientation)
+            source = Source(dataset, file, place, orientation, found)
         except FAILED as error:
-            raise PictureError(f"it cannot be opened: {words(error)}", place=place) from error
+            raise PictureError(f"it cannot be opened: {words(error, file, place)}", place=place) from error
         with dataset:
             yield source
+
+
+def _name_of(file: BinaryIO) -> str:
+    """Return a name of an open file for GDAL: of this very file, whatever its path is by now, and nothing beside."""
+    return f"/dev/fd/{file.fileno()}"
+
+
+def _driver(file: BinaryIO, place: str) -> str:
+    """Return the driver that reads this kind of file, by its first bytes. Raises PictureError where none may."""
+    begin = file.read(_BEGINNING)
+    file.seek(0)
+    driver = next((driver for start, driver in _DRIVERS.items() if begin.startswith(start)), None)
+    if driver == "WEBP" and begin[8:12] != b"WEBP":
+        driver = None
+    if driver is None:
+        kinds = (
+            kind for start, kind in _FOREIGN.items() if begin.startswith(start) or (start in _XML and start in begin)
+        )
+        reason = f"it cannot be opened: {KINDS} are read, and it is {next(kinds, 'none of them')}"
+        raise PictureError(reason, place=place, remedy=_TILED)
+    return driver
 
 
 def _file(path: SafePath) -> BinaryIO:
@@ -256,12 +362,12 @@ def _file(path: SafePath) -> BinaryIO:
 
 
 def _check(dataset: Any, place: str) -> None:
-    if not dataset.count:
-        names = ", ".join(dataset.subdatasets[:3])
+    """Raise PictureError for what cannot be read in windows, or would have GDAL read another file."""
+    if any(key.upper() == "OVERVIEW_FILE" for key in dataset.tags(ns="OVERVIEWS")):
         raise PictureError(
-            "it holds several pictures, and none by itself",
+            "its metadata name another file for its overviews, and only the picture itself is read",
             place=place,
-            remedy=f"take out one of them: gdal_translate NAME OUT.tif, of {names} …" if names else None,
+            remedy=f"take that out (`gdalinfo -mdd OVERVIEWS` shows it), or {_TILED}",
         )
     if any(kind.startswith("complex") for kind in dataset.dtypes):
         raise PictureError("complex values cannot be shown", place=place)
@@ -314,6 +420,18 @@ def _version(file: BinaryIO) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def words(error: Exception) -> str:
-    """What GDAL says, in one line."""
-    return " ".join(str(error.__cause__ or error).split())
+def _crs_of(said: int | str | None, place: str) -> Any:
+    """Return the CRS of an EPSG number or a WKT. Raises PictureError."""
+    if said is None:
+        return None
+    try:
+        return CRS.from_epsg(said) if isinstance(said, int) else CRS.from_wkt(said)
+    except CRSError as error:
+        reason = f"the CRS in the .aux.xml beside it cannot be understood: {words(error)}"
+        raise PictureError(reason, place=place, remedy="write it anew, or remove it") from error
+
+
+def words(error: Exception, file: BinaryIO | None = None, place: str = "") -> str:
+    """What GDAL says, in one line; with `place` for the name by which it knows an open file."""
+    said = " ".join(str(error.__cause__ or error).split())
+    return re.sub(rf"{_name_of(file)}(?!\d)", lambda _: place, said) if file else said

@@ -184,6 +184,7 @@ class Work:
             "slivers_merged": merged,
             "slivers_dropped": dropped,
             "labels": len(final),
+            "notes": source.notes(),
             "job": self.job,
         }
 
@@ -193,7 +194,8 @@ def job_of(picture: SafePath, source: Windows, wish: Wish) -> dict[str, Any]:
     about = picture.lstat()
     made = {"picture": picture.name, "bytes": about.st_size, "changed_ns": about.st_mtime_ns, **asdict(wish)}
     size = {"width": source.size.width, "height": source.size.height}
-    return dict(json.loads(json.dumps({**made, **size, "band": BAND})))
+    beside = {"beside": source.beside} if source.beside else {}
+    return dict(json.loads(json.dumps({**made, **size, **beside, "band": BAND})))
 
 
 def _done(cut: Cut, tile: Tile, found: Labelled, valid: Bitmap, *, skipped: bool) -> Done:
