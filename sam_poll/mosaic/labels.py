@@ -219,7 +219,7 @@ def made_aside(place: SafePath) -> Iterator[Path]:
         yield made
         try:
             with made.open("rb") as whole, place.create() as copy:
-                shutil.copyfileobj(whole, copy, 1 << 20)
+                shutil.copyfileobj(whole, copy)
         except OSError as error:
             reason = f"it cannot be written: {error.strerror or error}"
             raise ShareError(reason, place=str(place), remedy=MAKE_ROOM) from error
