@@ -21,6 +21,7 @@ from sam_poll.safe_path import SafePath
 
 TEMP_PREFIX = ".sam_poll-"
 NAME_MAX = 255  # bytes; ext4, XFS, and most others
+_AUX = ".aux.xml"
 _serial = itertools.count()
 NO_FILE = {errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -179,10 +180,14 @@ def with_suffix(path: SafePath, suffix: str) -> SafePath:
 
 
 def suffixed(name: str, suffix: str) -> str:
-    """`dog.jpg` and `~2` → `dog~2.jpg`. A stem that would make the name longer than 255 bytes is cut."""
+    """`dog.jpg` and `~2` → `dog~2.jpg`; `dog.jpg.aux.xml` → `dog~2.jpg.aux.xml`, as the picture that it belongs to.
+
+    A stem that would make the name longer than 255 bytes is cut."""
     if not suffix:
         return name
-    stem, ending = os.path.splitext(name)
+    aux = name[-len(_AUX) :] if name.lower().endswith(_AUX) else ""
+    stem, ending = os.path.splitext(name[: len(name) - len(aux)])
+    ending += aux
     ending = suffix + ending
     return cut(stem, NAME_MAX - len(os.fsencode(ending))) + ending
 

@@ -27,6 +27,7 @@ from sam_poll.headers import for_decoder
 from sam_poll.prompt_forms import Label
 from sam_poll.prompts import PromptFile
 from sam_poll.safe_path import SafePath
+from sam_poll.sidecars import is_aux
 from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt
 
 
@@ -229,7 +230,7 @@ def _is_prompt(name: str) -> bool:
 
 
 def _is_annotations(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ANNOTATION_ENDINGS
+    return os.path.splitext(name)[1].lower() in ANNOTATION_ENDINGS and not is_aux(name)
 
 
 def _annotations(path: Path) -> Finding:

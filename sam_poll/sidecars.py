@@ -24,7 +24,8 @@ from sam_poll.errors import InputError, PictureError
 from sam_poll.fs import NO_FILE
 from sam_poll.safe_path import SafePath
 
-AUX_ENDING = ".aux.xml"
+AUX_STEM = ".aux"
+AUX_ENDING = f"{AUX_STEM}.xml"
 _WORLD = {  # by the picture's ending, the usual one first
     ".tif": ("tfw", "tifw"),
     ".tiff": ("tfw", "tiffw"),

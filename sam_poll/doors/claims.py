@@ -41,6 +41,7 @@ from sam_poll.fs import (
     write_synced,
 )
 from sam_poll.safe_path import SafePath
+from sam_poll.sidecars import is_sidecar
 
 _LONGEST = 230  # bytes of a file's name that go into its claim's as they are
 _REPORT = ".report"  # in a claim: why its job is rejected; goes to failed/ with it, so that only its owner can say so
@@ -111,7 +112,7 @@ class Claim:
 
     `suffix` is that of the picture's name in `done/`; `borrowed` is a picture (as it was called in `in/`) that lies in
     `done/` already and stays there. `giver` is who had it before it was taken over; `shares_stem`: another
-    picture has this one's stem; `mosaics`: the prompts that ask for one.
+    picture has this one's stem; `mosaics`: the prompts that ask for one; `sidecars`: files that go with the picture.
     """
 
     folder: str
@@ -124,6 +125,7 @@ class Claim:
     answered: bool = False
     shares_stem: bool = False
     mosaics: set[str | None] = field(default_factory=set)
+    sidecars: set[str] = field(default_factory=set)
     giver: str | None = None
     over: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -239,6 +241,8 @@ class Claims:
                 claim.shares_stem = True
             elif name.startswith(TEMP_PREFIX) or (name == _HELD and mine.place is None):  # it was not given back
                 (claim.path / name).unlink(missing_ok=True)
+            elif is_sidecar(name):
+                claim.sidecars.add(name)
             elif not name.startswith("."):
                 claim.picture = name
         self._sort_out_report(claim)
@@ -367,9 +371,9 @@ class Claims:
             raise
 
     def _files(self, claim: Claim) -> list[str]:
-        """The picture first: a prompt must never wait alone."""
+        """The picture first, but for what says where it lies: a prompt must never wait alone."""
         names = [n for n in self._names(claim) if not n.startswith(".")]
-        return sorted(names, key=self._layout.is_prompt)
+        return sorted(names, key=lambda name: (self._layout.is_prompt(name), not is_sidecar(name)))
 
     def _leave(self, claim: Claim, name: str, place: str, suffix: str) -> None:
         source = claim.path / name

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from loguru import logger
 
 from sam_poll import prompts
+from sam_poll.doors.beside import take_along
 from sam_poll.doors.claims import Claim, Claims, Found, outer_name
 from sam_poll.doors.finished import spellings
 from sam_poll.doors.held import noted
@@ -189,7 +190,8 @@ class Desk:
         if claim is None:
             return []
         if not self._layout.delete_input:  # chosen now, because the answers will carry the picture's name in done/
-            claim.suffix = self._claims.free(claim, "done", [claim.picture or ""])
+            self._take_along(claim, read)
+            claim.suffix = self._claims.free(claim, "done", [claim.picture or "", *claim.sidecars])
         seen = {os.path.basename(f): s for r in read for f, s in r.ready.signatures.items()}
         if any(look(claim.path / name) != seen[name] for name in (claim.picture or "", *claim.prompts)):
             self._claims.close(claim, "input", self._claims.free(claim, "input"))  # changed in this very moment
@@ -199,6 +201,12 @@ class Desk:
                 return [self._job(claim, None, read[0])]
             named = {os.path.basename(p): r for p, r in by_name.items()}
             return [self._job(claim, name, r) for name, r in named.items() if name in claim.prompts]
+
+    def _take_along(self, claim: Claim, read: list[_Read]) -> None:
+        """Take a mosaic's sidecars, where they can be taken, before the names in `done/` are chosen."""
+        if any(r.parsed and isinstance(r.parsed.prompts, Mosaic) for r in read):
+            with suppress(InputError):  # told with the job
+                take_along(self._layout, self._claims, claim)
 
     def _join(self, own: Claim, read: _Read) -> str | None:
         prompt = read.ready.prompt or ""
@@ -287,7 +295,7 @@ class Desk:
             self._claims.close(claim, place, suffix)
             return []
         if claim.picture and not claim.answered and not self._layout.delete_input:
-            claim.suffix = self._claims.free(claim, "done", [claim.picture])
+            claim.suffix = self._claims.free(claim, "done", [claim.picture, *claim.sidecars])
         ready = Ready(None, None, {})
         with self._kept(claim):
             if fault:
@@ -353,6 +361,11 @@ class Desk:
         named = claim.below(claim.picture) if claim.picture else claim.borrowed or ticket.rel
         place = with_suffix(self._layout.done / named, claim.suffix)
         picture = claim.path / claim.picture if claim.picture else place if claim.borrowed else b""
+        if parsed and isinstance(parsed.prompts, Mosaic):
+            try:
+                take_along(self._layout, self._claims, claim)
+            except InputError as error:
+                fault = fault or error
         if not self._claims.runs and not claim.shares_stem and self._scanner.shares_stem(named):
             self._claims.mark_stem(claim)
         identity = self._identity(ticket, named) + claim.suffix
@@ -410,7 +423,8 @@ class Desk:
         picture, unless that belongs to `done/` already."""
         claim = ticket.claim
         last = claim.prompts <= {ticket.prompt}
-        names = [claim.picture] if claim.picture and last and not claim.answered else []
+        goes = claim.picture and last and not claim.answered
+        names = [*sorted(claim.sidecars), claim.picture] if claim.picture and goes else []
         return [*names, *([ticket.prompt] if ticket.prompt in claim.prompts else [])]
 
     def end(self, ticket: Ticket, place: str, suffix: str | None = None) -> None:

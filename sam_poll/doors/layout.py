@@ -17,6 +17,7 @@ from sam_poll.errors import PromptError
 from sam_poll.fs import NO_FILE, shown
 from sam_poll.images import ENDINGS
 from sam_poll.safe_path import SafePath
+from sam_poll.sidecars import is_aux
 
 ERROR_ENDING = ".error.json"
 ANNOTATION_ENDINGS = frozenset({".xml"})
@@ -71,11 +72,11 @@ class Layout:
     def is_prompt(self, name: str) -> bool:
         """Whether a file name is a prompt's, or that of annotations, which are many prompts."""
         ending = os.path.splitext(name)[1].lower()
-        return ending in self.prompt_endings or ending in self.annotation_endings
+        return ending in self.prompt_endings or self.is_annotations(name)
 
     def is_annotations(self, name: str) -> bool:
-        """Whether a file name is that of annotations of many pictures."""
-        return name[name.rfind(".") :].lower() in self.annotation_endings
+        """Whether a file name is that of annotations of many pictures; an `.aux.xml` goes with one."""
+        return name[name.rfind(".") :].lower() in self.annotation_endings and not is_aux(name)
 
     def is_picture(self, name: str) -> bool:
         """Whether a file name is a picture's."""

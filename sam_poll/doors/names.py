@@ -17,6 +17,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.settle import is_temporary
 from sam_poll.fs import NOT_THERE
 from sam_poll.safe_path import SafePath
+from sam_poll.sidecars import AUX_STEM, is_aux
 
 OLD_S = 3.0  # FAT keeps times in steps of 2 s, all others in finer ones
 TRUTH_S = 300.0  # after this long nothing remembered is believed any more
@@ -156,10 +157,10 @@ class Names:
 
     def _kind(self, name: str) -> int:
         ending = name[name.rfind(".") :]
-        if not ending.startswith(".") or is_temporary(f"x{ending}"):
+        if not ending.startswith(".") or is_temporary(f"x{ending}") or is_aux(name):
             return _OTHER
         usual = f"x{ending}"  # `.json` itself has no ending
         kind = _PROMPT if self._layout.is_prompt(usual) else _PICTURE if self._layout.is_picture(usual) else _OTHER
-        if len(self._kinds) < _MAX_ENDINGS:
+        if len(self._kinds) < _MAX_ENDINGS and not is_aux(f"{AUX_STEM}{ending}"):
             self._kinds[ending] = kind
         return kind

@@ -47,14 +47,14 @@ def begin(job: Job, between: Callable[[], None], *, model: str) -> MosaicPieces:
 
 @contextmanager
 def _by_name(job: Job) -> Iterator[None]:
-    """Errors name the picture, and not where it lies while it is at work."""
+    """Errors name the picture, or a file beside it, and not where they lie while they are at work."""
     try:
         yield
     except PictureError as error:
         assert isinstance(job.picture, SafePath)
-        path, name = str(job.picture), shown(job.picture.name)
-        error.reason = error.reason.replace(path, name)
-        error.place = error.place.replace(path, name) if error.place else name
+        folder = f"{job.picture.parent}/"
+        error.reason = error.reason.replace(folder, "")
+        error.place = shown((error.place or job.picture.name).replace(folder, ""))
         raise
 
 
