@@ -269,7 +269,7 @@ def test_a_picture_that_gdal_cannot_read_is_refused(share: Share) -> None:
     share.drop("ortho.json", {"mosaic": True})
     said = refusal(share)
     assert (said["code"], said["place"]) == ("picture", "ortho.tif")
-    assert "supported file format" in said["reason"]
+    assert "GeoTIFF, PNG, JPEG" in said["reason"]
     assert str(share.root) not in json.dumps(said)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import rasterio
+import rasterio.shutil
 from rasterio.control import GroundControlPoint
 
 from sam_poll.engines.fake import FakeEngine
@@ -79,11 +80,17 @@ def test_a_vrt_is_refused_on_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["secret.tif", "nothing.tif"])
-def test_a_tiff_whose_metadata_name_another_file_for_its_overviews_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", ["GTiff", "JP2OpenJPEG"])
+def test_a_picture_whose_metadata_name_another_file_for_its_overviews_is_refused(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     write(tmp_path / "secret.tif", np.full((1, 64, 64), 77, np.uint8))
     path = write(tmp_path / "a.tif", np.arange(SIDE * SIDE, dtype=np.uint16).reshape(1, SIDE, SIDE))
     with rasterio.open(path, "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / name))
+    if kind == "JP2OpenJPEG":
+        rasterio.shutil.copy(path, tmp_path / "a.jp2", driver=kind, WRITE_METADATA="YES")
+        path = tmp_path / "a.jp2"
     error = refusal(path)
     assert "overviews" in error.reason
     assert name not in str(error)
