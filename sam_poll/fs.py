@@ -45,6 +45,10 @@ def write_synced(path: SafePath, body: bytes) -> None:
     What had the name is removed, never written into: it may be somebody's link, or a second name of another file.
     """
     path.unlink(missing_ok=True)
+    _write_new(path, body)
+
+
+def _write_new(path: SafePath, body: bytes) -> None:
     with path.create() as file:
         file.write(body)
         file.flush()
@@ -64,7 +68,7 @@ class Whole:
 
     def write(self, path: SafePath, body: bytes) -> None:
         """Write under a temporary name, and flush to disk."""
-        write_synced(self._temporary(path), body)
+        _write_new(self._temporary(path), body)
 
     def take(self, path: SafePath, file: SafePath) -> None:
         """A file that is written already, on the same file system; it stays where it is, too."""

@@ -35,6 +35,7 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PASS = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)  # to walk through: needs no permission to list
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _RENEW_S = 1.0  # the longest that a handle is used
+_MOST_FOLDERS = 64
 _FRESH_S = 0.05  # where something is missing behind an older one, it is looked for again behind a new one
 _LONGEST = 4095  # bytes; Linux' PATH_MAX less its end: what we make, others must be able to open
 _GONE = {errno.ENOENT, errno.ESTALE, errno.EXDEV}
@@ -46,13 +47,17 @@ _roots: weakref.WeakValueDictionary[str, Root] = weakref.WeakValueDictionary()
 
 
 class _Handle:
-    """A directory's descriptor, closed with the last reference: no thread loses the one that it is using."""
+    """A directory's descriptor, closed with the last reference: no thread loses the one that it is using.
 
-    __slots__ = ("fd", "since")
+    `folders` are handles of folders that lie in it, by their paths: a job's files are touched many times in a moment.
+    """
 
-    def __init__(self, path: Path) -> None:
+    __slots__ = ("fd", "folders", "since")
+
+    def __init__(self, path: Path | str, within: int | None = None) -> None:
         self.fd = -1
-        self.fd = os.open(path, os.O_RDONLY | _FOLDER)
+        self.fd = os.open(path, _PASS if within is not None else os.O_RDONLY | _FOLDER, dir_fd=within)
+        self.folders: dict[str, _Handle] = {}
         self.since = time.monotonic()
 
     def __del__(self) -> None:
@@ -92,10 +97,42 @@ class Root:
             handle = self._handle = _Handle(self.real)
         return handle
 
-    def outdated(self) -> bool:
-        """Return whether the handle in use was old enough to be opened again now. Raises OSError."""
+    def folder(self, rel: str) -> _Handle:
+        """Return a handle of a folder below the directory, opened within the last second. Raises OSError."""
+        handle = self.handle()
+        if not rel:
+            return handle
+        known = handle.folders.get(rel)
+        if known is None:
+            above, _, name = rel.rpartition("/")
+            try:
+                known = _Handle(name, within=self.folder(above).fd)
+            except OSError as error:
+                raise _in_the_way(error, f"{self.path}/{rel}") from None
+            if len(handle.folders) >= _MOST_FOLDERS:
+                handle.folders.clear()
+            handle.folders[rel] = known
+        return known
+
+    def outdated(self, rel: str) -> bool:
+        """Return whether what was opened on the way to a path is opened again next time: a folder that is gone, and
+        whose name another one may have now; or the directory itself, where its handle is not quite new. Raises OSError.
+        """
         before = self._handle
+        while before and rel:
+            rel = rel.rpartition("/")[0]
+            known = before.folders.get(rel)
+            if known and not os.fstat(known.fd).st_nlink:
+                before.folders.clear()
+                return True
         return self.handle(_FRESH_S) is not before
+
+    def forget(self, rel: str) -> None:
+        """Open a folder again next time, and what lies in it: it is removed, or renamed."""
+        handle = self._handle
+        if handle and handle.folders.pop(rel, None):
+            for inner in [path for path in handle.folders.copy() if path.startswith(rel + "/")]:
+                handle.folders.pop(inner, None)
 
     def renew(self) -> None:
         """Have the next operation open the directory that lies there then."""
@@ -105,10 +142,11 @@ class Root:
 class SafePath:
     """A name below a root; see the module. `rel` is its path below the root, with `/`, "" for the root itself."""
 
-    __slots__ = ("__weakref__", "rel", "root")
+    __slots__ = ("__weakref__", "_kept", "rel", "root")
 
-    def __init__(self, root: Root, rel: str = "") -> None:
-        self.root, self.rel = root, rel
+    def __init__(self, root: Root, rel: str = "", kept: str | None = None) -> None:
+        """`kept`: the part of `rel` whose folders may be known from a moment ago; None: all of them."""
+        self.root, self.rel, self._kept = root, rel, kept
 
     @classmethod
     def at(cls, folder: Path) -> SafePath:
@@ -128,7 +166,14 @@ class SafePath:
             rel = _checked(rel)
             if not rel:
                 return self
-        return SafePath(self.root, f"{self.rel}/{rel}" if self.rel else rel)
+        return SafePath(self.root, f"{self.rel}/{rel}" if self.rel else rel, self._kept)
+
+    def fenced(self, name: str) -> SafePath:
+        """Return the path of a folder in this one that is opened by its name each time that something in it is touched.
+
+        Who renames such a folder can be sure that nobody finds it by its old name any more.
+        """
+        return SafePath(self.root, f"{self.rel}/{name}" if self.rel else name, self.rel)
 
     @property
     def name(self) -> str:
@@ -145,7 +190,7 @@ class SafePath:
     @property
     def parent(self) -> SafePath:
         """The folder that it lies in; the root's is the root."""
-        return SafePath(self.root, self.rel[: max(self.rel.rfind("/"), 0)])
+        return SafePath(self.root, self.rel[: max(self.rel.rfind("/"), 0)], self._kept)
 
     def with_name(self, name: str) -> SafePath:
         return self.parent / name
@@ -177,7 +222,7 @@ class SafePath:
         return hash((self.rel, self.root.path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.root.path, self.rel)
+        return _unpickled, (self.root.path, self.rel, self._kept)
 
     # ── looking ──
 
@@ -281,6 +326,7 @@ class SafePath:
     def rmdir(self) -> None:
         """Remove an empty folder. Raises OSError."""
         self._do(_rmdir)
+        self.root.forget(self.rel)
 
     def remove_tree(self) -> None:
         """Remove a folder with all that lies in it; of links the links. Raises OSError."""
@@ -299,6 +345,7 @@ class SafePath:
             os.rmdir(name, dir_fd=folder)
 
         self._do(removed)
+        self.root.forget(self.rel)
 
     def sync(self) -> None:
         """Flush a folder's names to the disk. Raises OSError."""
@@ -326,6 +373,7 @@ class SafePath:
     def rename(self, target: SafePath) -> None:
         """Rename, over a file that has the name. Raises OSError."""
         self._both(target, lambda here, name, there, other: os.rename(name, other, src_dir_fd=here, dst_dir_fd=there))
+        self.root.forget(self.rel)
 
     def link(self, target: SafePath) -> None:
         """Give a file a second name, `target`. Raises OSError."""
@@ -350,8 +398,8 @@ class SafePath:
             except OSError as error:
                 if error.errno not in _GONE:
                     raise
-                outdated = self.root.outdated()
-                if other and other.root.outdated():  # of both, or the two might lie on different mounts
+                outdated = self.root.outdated(self.rel)
+                if other and other.root.outdated(other.rel):  # of both, or the two might lie on different mounts
                     outdated = True
                 if not outdated:
                     raise
@@ -363,41 +411,24 @@ class SafePath:
             raise
 
     def _walked(self, act: Callable[[int, str], T]) -> T:
-        handle = self.root.handle()  # the reference keeps it open
         folder, _, name = self.rel.rpartition("/")
-        if not folder:
+        if self._kept is None or len(folder) <= len(self._kept):
+            handle = self.root.folder(folder)  # the reference keeps it open
             return act(handle.fd, name or ".")
-        fd = self._enter(handle.fd, folder.split("/"))
-        try:
-            return act(fd, name)
-        finally:
-            os.close(fd)
-
-    def _enter(self, start: int, folders: list[str]) -> int:
-        """Open the last of nested folders, each with its predecessor's handle. Returns a descriptor of its own."""
-        fd = start
-        for number, name in enumerate(folders, 1):
+        handle = self.root.folder(self._kept)
+        for each in folder[len(self._kept) :].lstrip("/").split("/"):
             try:
-                inner = os.open(name, _PASS, dir_fd=fd)
+                handle = _Handle(each, within=handle.fd)
             except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                way = f"{self.root.path}/{'/'.join(folders[:number])}"
-                raise NotADirectoryError(errno.ENOTDIR, _IN_THE_WAY, way) from None
-            finally:
-                if fd != start:
-                    os.close(fd)
-            fd = inner
-        return fd
+                raise _in_the_way(error, f"{self.root.path}/{folder}") from None
+        return act(handle.fd, name)
 
     def _open_folder(self) -> int:
         def opened(folder: int, name: str) -> int:
             try:
                 return os.open(name, os.O_RDONLY | _FOLDER, dir_fd=folder)
             except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                raise NotADirectoryError(errno.ENOTDIR, _IN_THE_WAY, str(self)) from None
+                raise _in_the_way(error, str(self)) from None
 
         return self._do(opened)
 
@@ -414,6 +445,13 @@ def check_trusted(folder: Path) -> str | None:
     return None
 
 
+def _in_the_way(error: OSError, way: str) -> OSError:
+    """Say what is wrong where a folder cannot be opened because it is none."""
+    if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+        return error
+    return NotADirectoryError(errno.ENOTDIR, _IN_THE_WAY, way)
+
+
 def _checked(rel: str) -> str:
     parts = [part for part in rel.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in rel or rel.startswith("/"):
@@ -421,8 +459,8 @@ def _checked(rel: str) -> str:
     return "/".join(parts)
 
 
-def _unpickled(root: Path, rel: str) -> SafePath:
-    return SafePath(Root.of(root), rel)
+def _unpickled(root: Path, rel: str, kept: str | None) -> SafePath:
+    return SafePath(Root.of(root), rel, kept)
 
 
 def _raised(error: OSError) -> None:

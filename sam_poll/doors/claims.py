@@ -97,7 +97,7 @@ class Found:
     @property
     def path(self) -> SafePath:
         """Where its files lie."""
-        return self.outer / str(self.hold)
+        return self.outer.fenced(str(self.hold))
 
     @property
     def label(self) -> str:
@@ -133,7 +133,7 @@ class Claim:
     @property
     def path(self) -> SafePath:
         """Where its files lie now."""
-        return self.outer / str(self.hold)
+        return self.outer.fenced(str(self.hold))
 
     def below(self, name: str) -> str:
         """A file's path relative to `in/`, `done/` …"""
