@@ -130,6 +130,10 @@ class PromptError(InputError):
     code = "prompt"
 
 
+class IncompletePromptError(PromptError):
+    """The prompt file, or the annotation file, ends too early: it may still be being written."""
+
+
 class PictureError(InputError):
     """The picture cannot be read, or is too large."""
 

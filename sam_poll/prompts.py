@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from sam_poll import foreign
 from sam_poll.complaints import Complaint, Loc, complaints, place, quoted, show
-from sam_poll.errors import PromptError
+from sam_poll.errors import IncompletePromptError, PromptError
 from sam_poll.prompt_forms import (
     FORMS,
     KNOWN_KEYS,
@@ -49,6 +49,10 @@ _COPY = "write it anew, or copy it again; it may have been cut off on its way"
 
 _PIXELS = "coordinates are pixels of the upright picture at its full size"
 
+_CUT_NUMBER = re.compile(r"-|\.|(\.[0-9]+)?[eE][+-]?")  # what json leaves over of a number that is cut off
+_CUT_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4})?$")
+_WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+
 _SHAPES = ("points", "box", "extreme_points")
 
 
@@ -69,7 +73,8 @@ class PromptFile:
 
 
 def parse(data: bytes, *, max_bytes: int = MAX_BYTES, max_prompts: int = MAX_PROMPTS) -> PromptFile:
-    """Reads a prompt file. Raises PromptError, and nothing else, for anything that is not one.
+    """Reads a prompt file. Raises PromptError, and nothing else, for anything that is not one; IncompletePromptError
+    for what could become one if more were written behind its end.
 
     The first problem is the reason; how many more there are is said behind it. Reason, place and remedy are all given.
     """
@@ -121,16 +126,23 @@ def _decode(data: bytes, max_bytes: int) -> str:
         raise PromptError(
             f"the file is larger than {max_bytes:,} bytes", place=f"byte {max_bytes:,}", remedy="split it into several"
         )
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+    written = data.rstrip(b"\0")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in written[:4]:
         raise PromptError("the file is UTF-16 or UTF-32, not UTF-8", place="line 1", remedy=_UTF8)
+    if len(written) < len(data):  # Windows makes a file as long as it is going to be, and fills it then
+        raise IncompletePromptError("the file ends in zero bytes", place=f"byte {len(written):,}", remedy=_COPY)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        if error.reason == "unexpected end of data":
+            raise IncompletePromptError(
+                "the file ends within a character", place=f"line {line}", remedy=_COPY
+            ) from None
         reason = f"not UTF-8: byte 0x{data[error.start]:02x}, as Latin-1 or Windows-1252 would have it"
         raise PromptError(reason, place=f"line {line}", remedy=_UTF8) from None
     if not text.strip():
-        raise PromptError("the file is empty", place="line 1", remedy=_COPY)
+        raise IncompletePromptError("the file is empty", place="line 1", remedy=_COPY)
     return text
 
 
@@ -161,11 +173,23 @@ def _load(text: str) -> Any:
             raise kind.refusal("line 1") from None
         said = re.sub(r"(:| starting| at)* *$", "", error.msg[:1].lower() + error.msg[1:])
         reason = "something follows the end of the JSON" if said == "extra data" else f"not JSON: {said}"
-        ends = error.pos >= len(text.rstrip()) or said.startswith("unterminated")
         where = f"line {error.lineno}, column {error.colno}"
-        raise PromptError(reason, place=where, remedy=_COPY if ends else _MEND) from None
+        if _ends_too_early(text, said, error.pos):
+            raise IncompletePromptError(reason, place=where, remedy=_COPY) from None
+        raise PromptError(reason, place=where, remedy=_MEND) from None
     except RecursionError:
         raise PromptError(_DEEP, place=_deep_place(text), remedy=SEE) from None
+
+
+def _ends_too_early(text: str, said: str, position: int) -> bool:
+    """Whether more text behind the end could still make JSON of it: the error is at the end, or in a word, a number or
+    an escape that the end cuts off."""
+    rest = text[position:].rstrip()
+    if not rest or said.startswith("unterminated"):
+        return True
+    if said.startswith("invalid \\"):
+        return _CUT_ESCAPE.search(text) is not None
+    return _CUT_NUMBER.fullmatch(rest) is not None or any(word.startswith(rest) for word in _WORDS)
 
 
 def _deep_place(text: str) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any, NoReturn
 
-from sam_poll.errors import InputError
+from sam_poll.errors import IncompletePromptError, InputError
 
 # Bytes. A parser that has been stopped runs on to the end of what it was given; but in small pieces a long attribute is
 # gone through again and again (30 MB of run lengths: 0.8 s in pieces of 1 MiB, 7.7 s in pieces of 64 KiB).
 _PIECE = 1 << 20
+# "no element found", "unclosed token", "partial character", "unclosed CDATA section": what expat says at the end of a
+# document of which the rest is missing.
+_CUT_OFF = frozenset({3, 5, 6, 20})
 
 
 class NoDoctype:
@@ -32,8 +35,11 @@ class _Tree(NoDoctype, ET.TreeBuilder):
 def parse(data: bytes, target: NoDoctype | None = None) -> Any:
     """What `target` (ElementTree's interface: start, end, data, close) makes of a document; None: its root element.
 
-    Raises InputError, without a place, for what is not well-formed or has a document type; and what `target` raises.
+    Raises InputError, without a place, for what is not well-formed or has a document type; IncompletePromptError where
+    only its end is missing; and what `target` raises.
     """
+    if data.endswith(bytes(4)):  # Windows makes a file as long as it is going to be, and fills it then
+        raise IncompletePromptError("is not well-formed XML: it ends in zero bytes")
     parser = ET.XMLParser(target=target or _Tree())  # noqa: S314  document types are refused
     view = memoryview(data)
     try:
@@ -41,6 +47,8 @@ def parse(data: bytes, target: NoDoctype | None = None) -> Any:
             parser.feed(view[at : at + _PIECE])
         return parser.close()
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding nobody knows
+        if isinstance(error, ET.ParseError) and error.code in _CUT_OFF:
+            raise IncompletePromptError(f"is not well-formed XML: {error}") from None
         raise InputError(f"is not well-formed XML: {error}") from None
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sam_poll import annotations
 from sam_poll.annotations import NEGATIVE_LABELS, Annotated, Shape, cvat_xml, files, objects, reading
-from sam_poll.errors import InputError, PromptError
+from sam_poll.errors import IncompletePromptError, InputError, PromptError
 from sam_poll.types import Box, Point, Prompt, Size
 from tests.made_results import rectangle, result_of
 
@@ -343,3 +343,21 @@ def test_no_tree_is_kept_of_what_is_not_asked_for() -> None:
 def test_prompt_errors_are_what_a_rejected_job_is_made_of() -> None:
     assert issubclass(PromptError, InputError)
     assert annotations.NEGATIVE_ATTRIBUTE == "negative"
+
+
+@pytest.mark.parametrize("whole", [EXPORT, EXPORT.decode().replace("utf-8", "utf-16").encode("utf-16")])
+def test_a_file_that_is_cut_off_anywhere_may_still_grow(whole: bytes) -> None:
+    whole = whole.rstrip()
+    end = len(whole.removesuffix(b"\n").removesuffix("\n".encode("utf-16-le")))
+    for length in (0, 1, 2, 3, *range(4, end, 13), end - 4):
+        with pytest.raises(IncompletePromptError):
+            cvat_xml.read(whole[:length])
+        with pytest.raises(IncompletePromptError):
+            cvat_xml.read(whole[:length] + bytes(8))
+
+
+@pytest.mark.parametrize("wrong", [b"<annotations><a></annotations>", b"<annotations>&x;", b"{", b"<annotations x=1"])
+def test_a_mistake_in_the_middle_is_not_mended_by_what_may_follow(wrong: bytes) -> None:
+    with pytest.raises(PromptError) as caught:
+        cvat_xml.read(wrong)
+    assert type(caught.value) is PromptError

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_poll import prompts
-from sam_poll.errors import PromptError
+from sam_poll.errors import IncompletePromptError, PromptError
 from sam_poll.prompt_forms import KNOWN_KEYS
 from sam_poll.prompts import PromptFile, as_dict, as_document, fit, parse
 from sam_poll.types import Box, Everything, Point, Prompt, Size
@@ -531,3 +531,44 @@ def test_a_prompt_is_written_as_an_entry_of_objects() -> None:
         "points": [{"x": 1, "y": 2, "label": 0}],
         "box": {"x0": 0, "y0": 0, "x1": 5, "y1": 5},
     }
+
+
+# ── not all there ──
+
+WHOLE = [
+    '{"label": "d\\u00fcr \\ud83d\\ude00 é", "box": {"x0": -1.5e-3, "y0": 0.25E+2, "x1": 370, "y1": 3e2}}'.encode(),
+    b'\xef\xbb\xbf{"everything": {"points_per_side": 4}, "x": [true, false, null, NaN, -Infinity]}',
+    b'  {"points": [{"x": 250, "y": 190.5, "label": 1}]}',
+]
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_a_file_that_is_cut_off_anywhere_may_still_grow(whole: bytes) -> None:
+    for length in range(len(whole)):
+        with pytest.raises(IncompletePromptError):
+            parse(whole[:length])
+
+
+@pytest.mark.parametrize("whole", WHOLE)
+def test_a_file_that_has_its_length_before_its_content_may_still_be_filled(whole: bytes) -> None:
+    for length in range(len(whole)):
+        with pytest.raises(IncompletePromptError):
+            parse(whole[:length].ljust(len(whole), b"\0"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '{"a": 1,}',
+        "{'a': 1}",
+        '{"a": 1} x',
+        '{"a": tru }',
+        '{"a": "b" "c"',
+        '{"a": "\\x',
+        '{"a": "\\u12"}',
+        '{"a" 1',
+        "5",
+    ],
+)
+def test_a_mistake_in_the_middle_is_not_mended_by_what_may_follow(wrong: str) -> None:
+    assert type(refusal(wrong)) is PromptError

@@ -17,7 +17,7 @@ from sam_poll import foreign, xml_safely
 from sam_poll.annotations import NEGATIVE_ATTRIBUTE, NEGATIVE_LABELS, Annotated, Shape, box_shape, faulty
 from sam_poll.annotations.reading import MAX_IMAGES, MAX_SHAPES, counted, each_once, image_place, number, whole
 from sam_poll.complaints import quoted
-from sam_poll.errors import InputError, PromptError
+from sam_poll.errors import IncompletePromptError, InputError, PromptError
 from sam_poll.types import Size
 
 VERSION = "1.1"
@@ -31,11 +31,14 @@ _TICKED = {"true": True, "false": False, "": False}
 def read(data: bytes) -> list[Annotated]:
     """The pictures of an XML file, in its order, those without any shape included.
 
-    PromptError, with the place (`image "dog.jpg", box 3`) and the remedy, for what is no such file. A shape whose
-    coordinates are no numbers, and a box that is inside out, are no errors here: their own object will be refused.
+    PromptError, with the place (`image "dog.jpg", box 3`) and the remedy, for what is no such file;
+    IncompletePromptError where the end of the file is missing. A shape whose coordinates are no numbers, and a box that
+    is inside out, are no errors here: their own object will be refused.
     """
     try:
         pictures: list[Annotated] = xml_safely.parse(data, _Reader())
+    except IncompletePromptError as error:
+        raise IncompletePromptError(error.reason, place="the XML file", remedy=EXPORT) from None
     except PromptError:
         raise
     except InputError as error:

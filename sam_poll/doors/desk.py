@@ -24,7 +24,7 @@ from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
 from sam_poll.doors.scratch import Scratch
 from sam_poll.doors.settle import job_id
-from sam_poll.doors.spread import Spreader
+from sam_poll.doors.spread import Spreader, check_end
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
 from sam_poll.safe_path import SafePath
@@ -161,7 +161,8 @@ class Desk:
                 return _Read(ready, None, ready.fault)
             parsed = self._scanner.read(self._layout.input / ready.prompt)
         except PromptError as error:
-            return _Read(ready, None, error)
+            grows = self._scanner.may_grow(ready.prompt or "", ready.signatures, error)
+            return None if grows else _Read(ready, None, error)
         except OSError as error:
             self._scanner.hold_unread(ready.prompt or "", ready.signatures, error)
             return None
@@ -226,13 +227,30 @@ class Desk:
     def _take_annotations(self, ready: Ready) -> list[Job]:
         """An annotation file becomes prompts in `in/`, which the next scan finds; a job only where it is refused."""
         name = ready.prompt or ""
-        claim = self._claims.take(name, None, [name]) if self._scanner.still(ready) else None
+        if not self._scanner.still(ready) or self._annotations_grow(ready):
+            return []
+        claim = self._claims.take(name, None, [name])
         if claim is None:
             return []
         if look(claim.path / os.path.basename(name)) != ready.signatures[name]:  # changed in this very moment
             self._claims.close(claim, "input", self._claims.free(claim, "input"))
             return []
         return self._spread(claim)
+
+    def _annotations_grow(self, ready: Ready) -> bool:
+        """Whether an annotation file may still be being written. It is looked at where it lies: one that is claimed
+        could not be filled by its name any more."""
+        name = ready.prompt or ""
+        if ready.fault:
+            return False  # it has had its time
+        try:
+            check_end(self._layout.input / name)
+        except PromptError as error:
+            return self._scanner.may_grow(name, ready.signatures, error)
+        except OSError as error:
+            self._scanner.hold_unread(name, ready.signatures, error)
+            return True
+        return False
 
     def _spread(self, claim: Claim) -> list[Job]:
         (name,) = claim.prompts

@@ -100,6 +100,10 @@ class Looks:
         """What was last seen of a file; None: nothing."""
         return self._settler.known(path)
 
+    def being_written(self, path: str) -> bool:
+        """Whether the watcher has last seen somebody write into a file, who has not closed it since."""
+        return self._settler.being_written(path)
+
     def settled(self, path: str) -> bool:
         """Whether a file has settled, looking at it if need be. False also when it is gone, or there was no time."""
         left = None if path in self._doubted else self._settler.left(path, self._clock())

@@ -24,48 +24,21 @@ from sam_poll import prompts
 from sam_poll.doors.finished import Finished
 from sam_poll.doors.layout import Layout, prompt_bytes
 from sam_poll.doors.looks import NEVER, Looks
+from sam_poll.doors.manners import LONE_S as LONE_S
+from sam_poll.doors.manners import Manners as Manners
 from sam_poll.doors.names import TRUTH_S, Names
 from sam_poll.doors.settle import Ambiguous, Index, Signature
 from sam_poll.doors.watch import Watcher
-from sam_poll.errors import InputError, PromptError, SamPollError
+from sam_poll.errors import IncompletePromptError, InputError, PromptError, SamPollError
 from sam_poll.fs import shown
 from sam_poll.safe_path import SafePath
 
-LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
 _UNREAD_S = 10.0
 _FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 _MANY = 5000  # so many pictures are offered at a time: more than are claimed before the next scan
 _SPELL_S = 0.15  # a scan looks at files for so long; what is left is looked at by the next
 _GLANCE_S = 0.1  # beside it the model is loaded, which is what the first job waits for
 _REST_S = 0.001  # polling, prompts that wait alone are looked at anew after so long for each of them
-
-
-@dataclass(frozen=True)
-class Manners:
-    """How the folder door behaves; see config.yaml for the meaning of each.
-
-    `patience_s`: how long a picture that is cut off, or not the one its prompt names, may stay as it is before it is
-    rejected. None: five times `quiet_s`.
-    """
-
-    rescan_s: float = 10.0
-    quiet_s: float = 2.0
-    events: bool = True
-    once: bool = False
-    missing_prompt: str = "wait"  # wait | everything | reject
-    pair_timeout_s: float | None = None
-    lone_s: float = LONE_S
-    parse: Callable[[bytes], prompts.PromptFile] = prompts.parse
-    prompt_bytes: int = prompts.MAX_BYTES
-    lease_s: float = 60.0
-    attempts: int = 3
-    sentinel: Path | None = None
-    patience_s: float | None = None
-
-    @property
-    def patience(self) -> float:
-        """See `patience_s`; who only drains what is there waits for nothing."""
-        return 0.0 if self.once else 5 * self.quiet_s if self.patience_s is None else self.patience_s
 
 
 @dataclass(slots=True)
@@ -254,6 +227,20 @@ class Scanner:
             self.hold(prompt, signatures, _UNREAD_S)
             self.due = 0.0  # to take the hold in, and learn when to look again
 
+    def may_grow(self, prompt: str, signatures: dict[str, Signature], error: PromptError) -> bool:
+        """Whether a prompt or an annotation file that cannot be understood may still be being written: it ends too
+        early, or its writer has not closed it. It is then held until it changes, and rejected with `error` after the
+        patience, as a picture is that is cut off."""
+        held = self._held.get(prompt)
+        if held and held.error:
+            return False  # it has had its time
+        if not (isinstance(error, IncompletePromptError) or self._looks.being_written(prompt)):
+            return False
+        logger.debug("{} is not complete yet: {}", shown(prompt), error.reason)
+        self.hold(prompt, signatures, self._manners.patience, error)
+        self.due = 0.0  # to take the hold in, and learn when to look again
+        return True
+
     def learn(self, prompt: str, image: str | None) -> None:
         """Remember which picture a prompt's text names; if any, look again at once."""
         self._named[prompt] = image
@@ -429,7 +416,8 @@ class Scanner:
                 parsed = self.read(self._layout.input / prompt)
             self.learn(prompt, parsed.image)
         except PromptError as error:
-            return error  # nobody can say which picture it wants, so waiting for one would be for ever
+            if not self.may_grow(prompt, self._ready(prompt, None).signatures, error):
+                return error  # nobody can say which picture it wants, so waiting for one would be for ever
         except OSError as error:
             self.hold_unread(prompt, self._ready(prompt, None).signatures, error)
         return None

@@ -96,6 +96,10 @@ class Settler:
             return max(since, seen) + self._quiet_s - now
         return seen + self._wait[kind] - now
 
+    def being_written(self, path: str) -> bool:
+        """Whether the last hint is that of a writer who has not closed the file since."""
+        return self._hints.get(path, (None,))[0] is Hint.WRITING
+
     def known(self, path: str) -> Signature | None:
         """What was last seen of a file; None: it was never looked at."""
         look = self._looks.get(path)

@@ -37,6 +37,7 @@ from sam_poll.safe_path import SafePath
 MAX_BYTES = 512 * 1024 * 1024
 _MAKING, _PROMPTS = ".making", ".prompts"
 _MANY = 64
+_TAIL = 256
 _MOST_BYTES = 220  # of a prompt's stem: outputs append their own endings to it
 
 
@@ -233,6 +234,17 @@ def asked(data: bytes, name: str, is_picture: Callable[[str], bool]) -> tuple[li
             remedy="draw a box around each object, or points on it, and export it again as CVAT for images 1.1",
         )
     return asking, others
+
+
+def check_end(path: SafePath) -> None:
+    """Raise PromptError where the end of an annotation file is not that of a whole one, and OSError. What else may be
+    wrong with it is found when it is spread."""
+    data = prompt_bytes(path, MAX_BYTES)
+    if len(data) > MAX_BYTES:
+        return
+    tail = data[-_TAIL:].replace(b"\0", b"").rstrip()  # of UTF-16, too
+    if data.endswith(bytes(4)) or not tail.endswith(b"</annotations>"):  # else it is not parsed twice
+        cvat_xml.read(data)
 
 
 def _is_folder(path: SafePath) -> bool:
