@@ -78,7 +78,7 @@ def result_of(task: Task, masks: Sequence[Mask]) -> Result:
     """The answer, when all is known."""
     assert task.size is not None
     assert task.info is not None
-    notes = task.notes + tuple(note for prompt in task.prompts for note in prompt.notes)
+    notes = task.job.notes + task.notes + tuple(note for prompt in task.prompts for note in prompt.notes)
     if isinstance(task.job.prompts, Everything) and not masks:
         notes += (NOTHING_FOUND,)
     return Result(
@@ -123,6 +123,8 @@ def log_pieces(task: Task, objects: int) -> None:
     """One line for an answered job that was done in pieces."""
     ms = " ".join(f"{stage} {value:.0f}" for stage, value in task.timings.items())
     logger.info("job {} done: {} objects ({} ms)", shown(task.job.id), objects, ms)
+    for note in task.job.notes:
+        logger.info("job {}: {}", shown(task.job.id), shown(note))
 
 
 class Either:

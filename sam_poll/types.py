@@ -237,6 +237,8 @@ class Job:
     `attempt` counts the runs that this one is the latest of: above 1, an earlier one ended its process, and the job is
     run alone.
 
+    `notes` say what its door has to say about the answer, for the result's reader.
+
     `formats` names the formats this job is answered in; None: those of the pipeline. A format of these that draws on
     the picture wants it decoded with sides of at least `cover` pixels; 0: none of them draws. `embedding`: hand the
     picture's embedding out, too. `gone` is set when nobody waits for the answer any more.
@@ -261,6 +263,7 @@ class Job:
     gone: Event | None = None
     scratch: SafePath | None = None
     helps: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -118,7 +118,7 @@ def test_names_that_copying_tools_use_are_temporary(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dog.jpg", "part.jpg", "tmp.json", "dog~2.jpg", "a~b.png", "dog.part.jpg", "~dog.jpg"]
+    "name", ["dog.jpg", "part.jpg", "tmp.json", "dog~2.jpg", "a~b.png", "dog.part.jpg", "~dog.jpg", "#12 kitchen.jpg"]
 )
 def test_names_that_merely_look_like_it_are_not(name: str) -> None:
     assert not is_temporary(name)

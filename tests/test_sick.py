@@ -512,7 +512,7 @@ def test_a_picture_shorter_than_its_prompt_says_is_left_alone_until_it_has_grown
     share.drop("dog.json", {**BOX, "image_bytes": len(body)})
     with Daemon(share, quiet_s=0.0, rescan_s=0.02, patience_s=1000.0 if grows else 0.2, events=False) as daemon:
         if grows:
-            wait_until(lambda: daemon.door._scanner._held)
+            wait_until(lambda: daemon.door._scanner._holds)
             assert daemon.pipeline.stats.now().at_work == 0
             path.write_bytes(body)
             wait_until(lambda: share.tree("done") == ["dog.jpg", "dog.json"])

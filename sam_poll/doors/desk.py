@@ -23,7 +23,7 @@ from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
 from sam_poll.doors.scratch import Scratch
-from sam_poll.doors.settle import job_id
+from sam_poll.doors.settle import composed, job_id
 from sam_poll.doors.spread import Spreader, check_end
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
@@ -166,7 +166,8 @@ class Desk:
         except OSError as error:
             self._scanner.hold_unread(ready.prompt or "", ready.signatures, error)
             return None
-        if parsed.image and ready.picture and os.path.basename(ready.picture) != parsed.image:
+        picture = os.path.basename(ready.picture or "")
+        if parsed.image and picture and composed(picture) != composed(parsed.image):
             # Its name suggests one picture, its text names another: the next scan pairs it by the text.
             self._scanner.learn(ready.prompt, parsed.image)
             return None
@@ -406,6 +407,7 @@ class Desk:
             image_size=parsed.image_size if parsed else None,
             generation=claim.hold.generation,
             attempt=claim.hold.attempt,
+            notes=(_borrowed(place),) if claim.borrowed else (),
         )
         kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, SafePath)
         if not kept:
@@ -480,3 +482,8 @@ class Desk:
         with self._lock:
             if self._claimed.get(claim.outer) is claim:
                 del self._claimed[claim.outer]
+
+
+def _borrowed(place: Path) -> str:
+    """What the reader of an answer should know where no picture has come with the prompt."""
+    return f"no picture came with the prompt: it was answered on {place.name} in done/, from an earlier job"

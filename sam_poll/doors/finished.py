@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import unicodedata
 from collections.abc import Callable
 
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import NEVER, look
 from sam_poll.doors.names import Unchanged
-from sam_poll.doors.settle import stems
+from sam_poll.doors.settle import composed, stems
 from sam_poll.fs import NOT_THERE, with_suffix
 from sam_poll.images import ENDINGS
 from sam_poll.safe_path import SafePath
@@ -44,7 +45,8 @@ class Finished:
     def find(self, prompt: str, image: str | None) -> tuple[str, str] | None:
         """The picture in `done/` that a lone prompt means: its path as in `in/`, and the suffix of the newest one."""
         folder = os.path.dirname(prompt)
-        names = [image] if image else [name for stem in stems(prompt) for name in (stem, *spellings(stem))]
+        plain = [image] if image else [name for stem in stems(prompt) for name in (stem, *spellings(stem))]
+        names = [form for name in plain for form in _forms(name)]
         for name in names:
             path = os.path.join(folder, name)
             if self._layout.is_picture(name) and look(self._layout.done / path):
@@ -105,19 +107,28 @@ class Finished:
         wanted: dict[str, list[str]] = {}
         for prompt, image in prompts.items():
             for stem in [os.path.splitext(image)[0]] if image else stems(prompt):
-                wanted.setdefault(stem, []).append(prompt)
+                wanted.setdefault(composed(stem), []).append(prompt)
         found: dict[str, None] = {}
         try:
             with where.scandir() as entries:
                 for entry in entries:
                     name = entry.name
                     for stem in (name, name[: name.rfind(".")]):
+                        if not stem.isascii():
+                            stem = composed(stem)
                         if stem in wanted:
                             found.update(dict.fromkeys(wanted[stem]))
         except OSError as error:
             if error.errno not in NOT_THERE:
                 raise
         return list(found)
+
+
+def _forms(name: str) -> list[str]:
+    """A name, and those that look the same."""
+    if name.isascii():
+        return [name]
+    return list(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
 
 
 def spellings(stem: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sam_poll import prompts
 
-LONE_S = 10.0  # how long a prompt without picture waits before its picture is looked for in done/
+LONE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Manners:
     """How the folder door behaves; see config.yaml for the meaning of each.
 
     `patience_s`: how long a picture that is cut off, or not the one its prompt names, may stay as it is before it is
-    rejected. None: five times `quiet_s`.
+    rejected. None: five times `quiet_s`. `lone_s`: how long a prompt without picture waits before its picture is looked
+    for in `done/`. None: `LONE_S`, or the patience where that is longer: a new picture of the name has so long to come.
     """
 
     rescan_s: float = 10.0
@@ -28,7 +29,7 @@ class Manners:
     once: bool = False
     missing_prompt: str = "wait"  # wait | everything | reject
     pair_timeout_s: float | None = None
-    lone_s: float = LONE_S
+    lone_s: float | None = None
     parse: Callable[[bytes], prompts.PromptFile] = prompts.parse
     prompt_bytes: int = prompts.MAX_BYTES
     lease_s: float = 60.0
@@ -40,3 +41,17 @@ class Manners:
     def patience(self) -> float:
         """See `patience_s`; who only drains what is there waits for nothing."""
         return 0.0 if self.once else 5 * self.quiet_s if self.patience_s is None else self.patience_s
+
+    @property
+    def cut_name(self) -> float:
+        """How long `dog.left.json` waits for a `dog.left.jpg` before it is for `dog.jpg`, in seconds since the later of
+        the two has come. Files that belong together seldom come further apart; and the several prompts of one picture
+        that are called so all wait."""
+        return 0.0 if self.once else 2.5 * self.quiet_s
+
+    @property
+    def lone(self) -> float:
+        """See `lone_s`; who only drains what is there expects no picture to come any more."""
+        if self.once:
+            return 0.0
+        return max(LONE_S, self.patience) if self.lone_s is None else self.lone_s

@@ -13,7 +13,6 @@ import itertools
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from loguru import logger
 
 from sam_poll import prompts
 from sam_poll.doors.finished import Finished
+from sam_poll.doors.held import Held, Holds
 from sam_poll.doors.layout import Layout, prompt_bytes
 from sam_poll.doors.looks import NEVER, Looks
 from sam_poll.doors.manners import LONE_S as LONE_S
@@ -34,7 +34,6 @@ from sam_poll.fs import shown
 from sam_poll.safe_path import SafePath
 
 _UNREAD_S = 10.0
-_FORGET_S = 60.0  # a file that is held comes back into `in/` a little later
 _MANY = 5000  # so many pictures are offered at a time: more than are claimed before the next scan
 _SPELL_S = 0.15  # a scan looks at files for so long; what is left is looked at by the next
 _GLANCE_S = 0.1  # beside it the model is loaded, which is what the first job waits for
@@ -58,15 +57,6 @@ class Ready:
         return max(s.mtime_ns for s in self.signatures.values()), self.prompt or self.picture or ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A job that is not offered before `until`, unless one of these files changes. With `error` it is then rejected."""
-
-    signatures: dict[str, Signature]
-    until: float
-    error: SamPollError | None
-
-
 class Scanner:
     """Finds ready pairs. Used by one thread; only the watcher's threads reach in, through `wake` and the hints."""
 
@@ -87,8 +77,7 @@ class Scanner:
         self._first_seen: dict[str, float] = {}
         self._oldest: float | None = None
         self._annotated = self._waited = False
-        self._held: dict[str, _Held] = {}
-        self._to_hold: deque[tuple[str, _Held]] = deque()
+        self._holds = Holds(self._looks.known)
         self._glanced: float | None = None
         self._idle = False
         self._doubt_at = 0.0
@@ -149,7 +138,7 @@ class Scanner:
             self._watcher.look_at({self._layout.input.path})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
-        stirred = self._take_holds() | self._looks.take_hints()
+        stirred = self._holds.take() | self._looks.take_hints()
         started, spell_s = self._clock(), _GLANCE_S if glancing else _SPELL_S
         believed = self._glanced is not None and now - self._glanced < self._manners.rescan_s
         if believed:
@@ -184,7 +173,7 @@ class Scanner:
 
     def _may_rest(self, now: float) -> bool:
         """Whether going through the files again would find nothing, their names being the same."""
-        nothing_due = self._idle and not self._held and now < min(self.due, self._doubt_at)
+        nothing_due = self._idle and not self._holds and now < min(self.due, self._doubt_at)
         return nothing_due and not self.finished.stirred()
 
     def _list(self, now: float) -> tuple[bool, float]:
@@ -218,7 +207,7 @@ class Scanner:
     ) -> None:
         """Do not offer a job (its prompt, or a picture without one) for a while, unless one of these files changes;
         with `error`, reject it then. Other prompts of its picture are not held. From any thread."""
-        self._to_hold.append((job, _Held(signatures, time.monotonic() + seconds, error)))
+        self._holds.add(Held(job, signatures, seconds, error))
 
     def hold_unread(self, prompt: str, signatures: dict[str, Signature], trouble: OSError) -> None:
         """A prompt that could not be read: one that has gone is forgotten, a bad sector must not stop the others."""
@@ -231,8 +220,7 @@ class Scanner:
         """Whether a prompt or an annotation file that cannot be understood may still be being written: it ends too
         early, or its writer has not closed it. It is then held until it changes, and rejected with `error` after the
         patience, as a picture is that is cut off."""
-        held = self._held.get(prompt)
-        if held and held.error:
+        if self._holds.error(prompt):
             return False  # it has had its time
         if not (isinstance(error, IncompletePromptError) or self._looks.being_written(prompt)):
             return False
@@ -266,17 +254,11 @@ class Scanner:
             self._pairs, self.due = None, 0.0
             self.finished.forget(path)
 
-    def _take_holds(self) -> bool:
-        held = dict(self._to_hold.popleft() for _ in range(len(self._to_hold)))
-        self._held.update(held)
-        return bool(held)
-
     def _doubt(self, now: float) -> None:
         """Choose files to be looked at anew: those of jobs that are held until they change; and from time to time all
         prompts that wait alone, because nobody is going to claim these."""
-        self._held = {p: h for p, h in self._held.items() if p in self._first_seen or now < h.until + _FORGET_S}
-        for held in self._held.values():
-            self._looks.doubt(held.signatures)
+        self._holds.forget_all_but(self._first_seen, now)
+        self._looks.doubt(self._holds.files())
         if now >= self._doubt_at:
             lone = [prompt for prompt in self._named if not isinstance(self._picture_of(prompt), str)]
             self._looks.doubt(lone)
@@ -285,16 +267,10 @@ class Scanner:
 
     def _is_held(self, job: str, now: float) -> bool:
         """Whether a job may not be offered yet, because none of its files has changed."""
-        held = self._held.get(job)
-        if held is None:
-            return False
-        if any(self._looks.known(file) not in (seen, None) for file, seen in held.signatures.items()):
-            del self._held[job]
-            return False
-        if now < held.until:
-            self.due = min(self.due, held.until)
-            return True
-        return False
+        until = self._holds.until(job, now)
+        if until is not None:
+            self.due = min(self.due, until)
+        return until is not None
 
     # ── what is ready ──
 
@@ -302,7 +278,7 @@ class Scanner:
         """The pairs, and pictures without a prompt that need not wait for one."""
         pictures, settled = self._names.pictures, self._looks.settled
         offers: list[tuple[int, str, str | None, str]] = []  # age, name, prompt, picture: small, for a crowd
-        spoken_for = set()
+        spoken_for, early = set(), self._too_early(now)
         for prompt, picture in self._paired():
             if not isinstance(picture, str):
                 continue
@@ -313,10 +289,10 @@ class Scanner:
                     ready = settled(picture) and ready
             elif picture not in at_work:
                 self.due = min(self.due, now + self._manners.rescan_s)
-                if ready and not self._is_held(prompt, now):
+                if ready and prompt not in early and not self._is_held(prompt, now):
                     self.siblings.setdefault(picture, []).append(self._ready(prompt, picture))
                 continue
-            if ready and not (self._held and self._is_held(prompt, now)):
+            if ready and prompt not in early and not (self._holds and self._is_held(prompt, now)):
                 offers.append((self._age(prompt, picture), prompt, prompt, picture))
         for picture in self._lone_pictures(spoken_for, now):
             offers.append((self._age(picture), picture, None, picture))
@@ -325,6 +301,35 @@ class Scanner:
             oldest = {offer[3] for offer in heapq.nsmallest(_MANY, offers)}
             offers = [offer for offer in offers if offer[3] in oldest]  # all prompts of a picture go together
         return [self._ready(prompt, picture) for _, _, prompt, picture in offers]
+
+    def _too_early(self, now: float) -> set[str]:
+        """Prompts that are not to be offered yet: a picture may still come that the name of one fits better, as
+        `dog.left.jpg` does `dog.left.json`. The other prompts of its picture wait with it, so that they are answered
+        together. Not those whose text names their picture."""
+        wait = self._manners.cut_name
+        self._paired()  # fills `cut`
+        early: set[str] = set()
+        for prompt in self._index.cut if wait else ():
+            picture = self._picture_of(prompt)
+            if isinstance(picture, str) and self._may_be_too_early(prompt, picture, now - wait):
+                early.add(prompt)
+        doubtful = {self._picture_of(prompt) for prompt in early} & self._names.pictures
+        for prompt, picture in self._paired() if doubtful else ():
+            if picture in doubtful and self._may_be_too_early(prompt, str(picture), now - wait):
+                early.add(prompt)
+        return early
+
+    def _may_be_too_early(self, prompt: str, picture: str, since: float) -> bool:
+        """Whether a prompt or its picture has come after `since`, and the prompt's text names none."""
+        came = max(self._first_seen[prompt], self._first_seen.get(picture, 0.0))
+        if came <= since:
+            return False
+        if prompt not in self._named and self._looks.settled(prompt):
+            self._read_image(prompt)
+        if self._named.get(prompt):
+            return False
+        self.due = min(self.due, came + self._manners.cut_name)
+        return True
 
     def _paired(self) -> list[tuple[str, str | Ambiguous | None]]:
         """All prompts, and the picture that each is for."""
@@ -358,10 +363,9 @@ class Scanner:
     def _ready(self, prompt: str | None, picture: str | None, fault: SamPollError | None = None) -> Ready:
         files = [f for f in (prompt, picture) if f and (f == prompt or f in self._names.pictures)]
         signatures = {file: seen for file in files if (seen := self._looks.known(file))}
-        held = self._held.get(prompt or picture or "")
         if prompt is None:
             fault = self.no_prompt_fault(picture or "")
-        return Ready(prompt, picture, signatures, (held.error if held else None) or fault)
+        return Ready(prompt, picture, signatures, self._holds.error(prompt or picture or "") or fault)
 
     def _lone_pictures(self, spoken_for: set[str], now: float) -> Iterator[str]:
         policy, limit = self._manners.missing_prompt, self._manners.pair_timeout_s
@@ -382,8 +386,6 @@ class Scanner:
         waiting: dict[str, dict[str, str | None]] = {}
         timed_out: list[str] = []
         limit = self._manners.pair_timeout_s
-        # Who only drains what is there expects no picture to come any more.
-        lone_s = 0.0 if self._manners.once else self._manners.lone_s
         for prompt, found in self._paired():
             if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
                 continue
@@ -392,16 +394,17 @@ class Scanner:
                 continue
             known = prompt in self._named
             fault = None if known else self._read_image(prompt)
-            image = self._named.get(prompt)
+            image, waited = self._named.get(prompt), now - self._first_seen[prompt]
             if not known and (image or (prompt not in self._named and not fault)):
                 continue  # which picture that is, the next scan says; or it could not be read
             if not fault and found and not image:
+                if prompt in self._index.cut and not self._over(self._manners.cut_name, waited, now):
+                    continue
                 fault = _ambiguous(prompt, found)
             if fault:
                 ready.append(self._ready(prompt, None, fault))
                 continue
-            waited = now - self._first_seen[prompt]
-            if self._over(lone_s, waited, now):
+            if self._over(self._manners.lone, waited, now):
                 waiting.setdefault(os.path.dirname(prompt), {})[prompt] = image
             if limit is not None and self._over(limit, waited, now):
                 timed_out.append(prompt)

@@ -11,6 +11,7 @@ The picture's end marker, checked when it is decoded, catches most of these.
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -24,14 +25,17 @@ PROMPT_ENDINGS = frozenset({".json", ".prompt"})
 _TEMPORARY_ENDINGS = frozenset(
     {".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", ".swp", ".opdownload", ".!sync"}
 )
-_TEMPORARY_STARTS = (".", "~$", "~syncthing~", "._", "#")
+_TEMPORARY_STARTS = (".", "~$", "~syncthing~", "._")
 
 
 def is_temporary(name: str) -> bool:
     """Whether a name is one that copying tools use while they write: `.part`, `.tmp`, `.crdownload`, `~$…`, `.~lock…`,
-    dotfiles, rsync's `.dog.jpg.Ab12Cd`, Syncthing's `~syncthing~…` and `.syncthing.….tmp`, `dog.jpg~`."""
+    dotfiles, rsync's `.dog.jpg.Ab12Cd`, Syncthing's `~syncthing~…` and `.syncthing.….tmp`, `dog.jpg~`, and an editor's
+    `#dog.json#`; but not `#12 kitchen.jpg`."""
     lower = name.lower()
-    return lower.startswith(_TEMPORARY_STARTS) or lower.endswith("~") or _ending(lower) in _TEMPORARY_ENDINGS
+    if lower.startswith(_TEMPORARY_STARTS) or lower.endswith("~"):
+        return True
+    return _ending(lower) in _TEMPORARY_ENDINGS or (lower.startswith("#") and lower.endswith("#"))
 
 
 class Signature(NamedTuple):
@@ -119,16 +123,32 @@ class Ambiguous(NamedTuple):
 
 
 class Index:
-    """The pictures of a listing, to be found by a prompt's name. Paths are relative to `in/`, with `/`."""
+    """The pictures of a listing, to be found by a prompt's name. Paths are relative to `in/`, with `/`.
+
+    A name beyond ASCII can be written in several ways that look the same (`é` is one character, or `e` and an accent:
+    macOS writes it so). Where none is written as the prompt has it, one that looks the same is found.
+
+    `cut`: prompts that were found a picture only by a part of their name, so that another picture could fit better:
+    `dog.left.json` for `dog.jpg`.
+    """
 
     def __init__(self, pictures: Iterable[str]) -> None:
         self._paths = set(pictures)
         self._by_stem: dict[str, str | list[str]] = {}
+        self._composed: dict[str, str | list[str]] = {}
+        self.cut: set[str] = set()
+        beyond_ascii: list[str] = []
         for path in self._paths:
             stem = _cut(path)
             other = self._by_stem.setdefault(stem, path)
             if other is not path:
-                self._by_stem[stem] = [*other, path] if isinstance(other, list) else [other, path]
+                _add(self._by_stem, stem, path)
+            if not path.isascii():
+                beyond_ascii.append(path)
+        for path in beyond_ascii:
+            _add(self._composed, composed(_cut(path)), path)
+        for path in beyond_ascii:  # the whole name is the better one
+            self._composed[composed(path)] = path
 
     def shares_stem(self, picture: str) -> bool:
         """Whether there is another picture with this one's stem."""
@@ -138,21 +158,45 @@ class Index:
     def named(self, prompt: str, image: str) -> str | None:
         """The picture that a prompt names, beside it."""
         path = _join(_split(prompt)[0], image)
-        return path if path in self._paths else None
+        if path in self._paths:
+            return path
+        found = None if path.isascii() else self._composed.get(composed(path))
+        return found if isinstance(found, str) and composed(found) == composed(path) else None
 
     def find(self, prompt: str) -> str | Ambiguous | None:
         """The picture a prompt belongs to by its name, most exact first.
 
         `dog.jpg.json` is for `dog.jpg`; `dog.json` for the picture with stem `dog`; `dog.left.json` for `dog` too,
-        if no picture is called `dog.left`.
+        if no picture is called `dog.left`, which `cut` then says.
         """
+        whole = True
         for stem in _stems(prompt):
             if stem in self._paths:
                 return stem
             found = self._by_stem.get(stem)
+            if found is None and not stem.isascii():
+                found = self._composed.get(composed(stem))
             if found is not None:
+                if not whole:
+                    self.cut.add(prompt)
                 return found if isinstance(found, str) else Ambiguous(tuple(sorted(found)))
+            whole = False
         return None
+
+
+def _add(book: dict[str, str | list[str]], key: str, path: str) -> None:
+    """One more picture under a key."""
+    other = book.get(key, path)
+    known = [other] if isinstance(other, str) else other
+    book[key] = path if known == [path] else [*known, path]
+
+
+def composed(path: str) -> str:
+    """A path with its file name as most systems write it (Unicode's form NFC)."""
+    if path.isascii():
+        return path
+    folder, name = _split(path)
+    return _join(folder, unicodedata.normalize("NFC", name))
 
 
 def stems(prompt: str) -> Iterator[str]:
