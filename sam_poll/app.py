@@ -31,6 +31,7 @@ from sam_poll import console as screen
 from sam_poll import engines, formats, prompts
 from sam_poll.doors.files import FilesDoor
 from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.ignored import Ignored
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
@@ -53,8 +54,9 @@ _OVERLAY_COVER = 1024  # a small network needs less, but its user wants to see s
 
 def layout_of(settings: Settings, **more: Any) -> Layout:
     """The share's folders as the folder door wants them."""
-    f = settings.folders
-    return Layout.at(input=f.input, work=f.work, output=f.output, done=f.done, failed=f.failed, **more)
+    f, ignored = settings.folders, Ignored(settings.watch.ignore)
+    folders = {"input": f.input, "work": f.work, "output": f.output, "done": f.done, "failed": f.failed}
+    return Layout.at(**folders, ignored=ignored, **more)
 
 
 def manners_of(settings: Settings, *, once: bool) -> Manners:

@@ -93,6 +93,15 @@ def _origin(text: str) -> str:
     return f"{scheme}://{host}" if port in (None, _DEFAULT_PORTS[scheme]) else f"{scheme}://{host}:{port}"
 
 
+def _pattern(text: str) -> str:
+    """A pattern of names, or of paths relative to the input folder."""
+    if not text.strip("/ ") or _CONTROL.search(text):
+        raise refuse(f"not a pattern: {quoted(text)}", "thumbs, *_preview.jpg, or cam1/raw")
+    if "\\" in text:
+        raise refuse(f"holds a backslash: {quoted(text)}", "folders are separated by /")
+    return text
+
+
 def once_each(values: tuple[str, ...]) -> tuple[str, ...]:
     twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
     if twice is not None:
@@ -119,10 +128,20 @@ HostName: TypeAlias = Annotated[str, AfterValidator(_host_name)]
 HostNames: TypeAlias = Annotated[tuple[HostName, ...], Field(strict=False), AfterValidator(once_each)]
 Origin: TypeAlias = Annotated[str, AfterValidator(_origin)]
 Origins: TypeAlias = Annotated[tuple[Origin, ...], Field(strict=False), AfterValidator(once_each)]
+
+
+def without_brackets(text: str, *, patterns: bool) -> str:
+    """A list as YAML writes it, without its brackets. Those of `patterns` are kept: `[ab]*`, `[ab]`, `x[1],[2]y`."""
+    inner = text[1:-1]
+    is_list = text.startswith("[") and text.endswith("]") and not set("[]") & set(inner)
+    return inner if is_list and (not patterns or "," in inner or not inner.strip()) else text
+
+
 Auto: TypeAlias = Literal["auto"]
 Folder: TypeAlias = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(_expand)]
 File: TypeAlias = Folder
 Name: TypeAlias = Annotated[str, BeforeValidator(_filled), AfterValidator(_name_or_path)]
+Pattern: TypeAlias = Annotated[str, AfterValidator(_pattern)]
 Device: TypeAlias = Annotated[str, AfterValidator(_device)]
 FormatName: TypeAlias = Annotated[str, AfterValidator(_format)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]

@@ -37,11 +37,13 @@ from sam_poll.setting_kinds import (
     Name,
     NotNegative,
     Origins,
+    Pattern,
     Positive,
     Threads,
     auto_alone,
     each_card_once,
     once_each,
+    without_brackets,
 )
 from sam_poll.yaml_lines import NotYaml, read_yaml, scalar
 
@@ -75,6 +77,9 @@ class Watch(_Group):
     rescan_s: Positive = Field(default=10.0, description="seconds between full looks at the folder")
     settle_s: NotNegative | Auto = Field(
         default="auto", description="seconds a file must stay unchanged before it is taken"
+    )
+    ignore: Annotated[tuple[Pattern, ...], Field(strict=False), AfterValidator(once_each)] = Field(
+        default=(), description="patterns of folders and files in input that are left alone"
     )
 
 
@@ -464,7 +469,8 @@ def _from_text(loc: tuple[str, ...], text: str) -> Any:
     they are, all else as in config.yaml."""
     annotation = _LEAVES[loc].annotation
     if get_origin(annotation) is tuple:
-        return [part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",") if part.strip()]
+        whole = without_brackets(text.strip(), patterns=Pattern in get_args(annotation))
+        return [part.strip() for part in whole.split(",") if part.strip()]
     return text if _is_text(annotation) else scalar(text)
 
 

@@ -380,6 +380,7 @@ def test_a_variable_that_is_not_unicode_is_a_path_or_refused() -> None:
         "sentinel",
         "health.file",
         "serve.token_file",
+        "watch.ignore",
     }
     made = load(None, env={env_name(key): f"/a/{key}\udcff" for key in names})
     assert made.folders.output == Path("/a/output\udcff")

@@ -484,6 +484,6 @@ class Desk:
                 del self._claimed[claim.outer]
 
 
-def _borrowed(place: Path) -> str:
+def _borrowed(place: SafePath) -> str:
     """What the reader of an answer should know where no picture has come with the prompt."""
     return f"no picture came with the prompt: it was answered on {place.name} in done/, from an earlier job"

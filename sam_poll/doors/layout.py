@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sam_poll.doors.ignored import SYSTEM_ONLY, Ignored
 from sam_poll.doors.settle import PROMPT_ENDINGS
 from sam_poll.errors import PromptError
 from sam_poll.fs import NO_FILE, shown
@@ -29,7 +30,7 @@ class Layout:
 
     `suffixes` renames a format's outputs (`{".mask.png": ".png"}`). `prompt_endings` and `picture_endings` say which
     files are jobs, `annotation_endings` which are prompts for many pictures. `delete_input`: answered inputs are
-    deleted, not moved to `done`.
+    deleted, not moved to `done`. `ignored`: what is left alone in `in/`.
     """
 
     input: SafePath
@@ -42,6 +43,7 @@ class Layout:
     picture_endings: frozenset[str] = ENDINGS
     annotation_endings: frozenset[str] = ANNOTATION_ENDINGS
     suffixes: dict[str, str] = field(default_factory=dict)
+    ignored: Ignored = SYSTEM_ONLY
 
     @classmethod
     def at(cls, *, input: Path, work: Path, output: Path, done: Path, failed: Path, **more: Any) -> Layout:
@@ -100,12 +102,13 @@ def walk(
     root: SafePath,
     visited: Callable[[str], object] = lambda folder: None,
     closed: Callable[[str], object] = lambda folder: None,
+    ignored: Ignored = SYSTEM_ONLY,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Regular files below a folder as (path relative to it with `/`, entry), without following any link. An entry may
     be looked at until the next one is asked for.
 
     `visited` is told each subfolder's path, empty ones included, `closed` those that may not be read, which are passed
-    over as those are that vanish meanwhile; a root that cannot be read raises OSError.
+    over as those are that vanish meanwhile, and those that are `ignored`; a root that cannot be read raises OSError.
     """
     pending = [""]
     while pending:
@@ -122,8 +125,8 @@ def walk(
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith("."):
+                    if not (entry.name.startswith(".") or ignored.folder(path)):
                         visited(path)
                         pending.append(path)
-                elif entry.is_file(follow_symlinks=False):
+                elif entry.is_file(follow_symlinks=False) and not (ignored.patterns and ignored.file(path)):
                     yield path, entry

@@ -69,6 +69,8 @@ class Looks:
         name = path[path.rfind("/") + 1 :]
         if is_temporary(name) or not (self._layout.is_prompt(name) or self._layout.is_picture(name)):
             return False
+        if self._layout.ignored.patterns and self._layout.ignored.file(self._below(path)):
+            return False
         self._hints.append((path, hint, seen))
         return hint is not Hint.OPENED
 

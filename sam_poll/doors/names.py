@@ -144,6 +144,7 @@ class Names:
 
     def _list(self, where: SafePath, prefix: str, folder: _Folder) -> None:
         kinds, pictures, prompts = self._kinds, folder.pictures, folder.prompts
+        ignored, some = self._layout.ignored, bool(self._layout.ignored.patterns)
         with where.scandir() as entries:
             for entry in entries:  # once for each file of a crowd: as little as can be
                 name = entry.name
@@ -151,8 +152,9 @@ class Names:
                 if kind is None:
                     kind = self._kind(name)
                 if kind and not (name[0] in _ODD and is_temporary(name)) and entry.is_file(follow_symlinks=False):
-                    (pictures if kind == _PICTURE else prompts).append(prefix + name)
-                elif name[0] != "." and entry.is_dir(follow_symlinks=False):
+                    if not (some and ignored.file(prefix + name)):
+                        (pictures if kind == _PICTURE else prompts).append(prefix + name)
+                elif name[0] != "." and entry.is_dir(follow_symlinks=False) and not ignored.folder(prefix + name):
                     folder.below.append(prefix + name)
 
     def _kind(self, name: str) -> int:

@@ -17,6 +17,7 @@ from loguru import logger
 from sam_poll.doors import lease
 from sam_poll.doors.claims import listing
 from sam_poll.doors.failures import files_of
+from sam_poll.doors.ignored import SYSTEM_ONLY
 from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.fs import TEMP_PREFIX, exists, move_new, shown
@@ -39,7 +40,8 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
         report[name] = counts
         if not folder.is_dir():
             continue
-        for path, entry in _in_claims(folder) if name == "work" else walk(folder):
+        ignored = layout.ignored if name == "input" else SYSTEM_ONLY
+        for path, entry in _in_claims(folder) if name == "work" else walk(folder, ignored=ignored):
             if entry.name.startswith(TEMP_PREFIX):
                 continue
             kind = _kind(layout, entry.name, name)

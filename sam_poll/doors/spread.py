@@ -79,6 +79,9 @@ class Spreader:
             logger.info("{}: left out, because SAM cannot be asked with them: {}", shown(name), others)
         for annotated, chosen in asking:
             picture = self._picture(claim.folder, annotated.name)
+            if self._layout.ignored.covers(picture):
+                remedy = "delete its boxes in CVAT, or take the pattern out of `watch.ignore`"
+                raise PromptError("lies where all is left alone", place=image_place(annotated.name), remedy=remedy)
             if picture in pictures:
                 raise PromptError(
                     f"fits {shown(picture)!r}, and so does {image_place(pictures[picture][0].name)}",

@@ -1,0 +1,62 @@
+"""Folders and files in `in/` that are left alone: those that servers and systems keep there, and what a setting names.
+
+What can still go wrong here: a server's folder of a name that is not known here is read as jobs, until
+`watch.ignore` names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import lru_cache
+
+# Synology, QNAP, NetApp, Windows, ext4; compared without regard to case. Those that begin with a dot (.Trash-1000,
+# .snapshot, .recycle) are passed over as all dotfiles are.
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot"),
+        *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """What is left alone, by path relative to `in/` with `/`. A pattern is that of fnmatch: one without `/` is for the
+    names of folders and files at any depth, one with `/` for whole paths."""
+
+    patterns: tuple[str, ...] = ()
+
+    def folder(self, path: str) -> bool:
+        """Whether a folder is left alone, with all that lies in it. Its parents are not asked about."""
+        name = path[path.rfind("/") + 1 :]
+        return name.lower() in SYSTEM_FOLDERS or (bool(self.patterns) and self.file(path))
+
+    def file(self, path: str) -> bool:
+        """Whether a file is left alone by the patterns. Its folders are not asked about."""
+        names, paths = _compiled(self.patterns)
+        return names.match(path[path.rfind("/") + 1 :]) is not None or paths.match(path) is not None
+
+    def covers(self, path: str) -> bool:
+        """Whether a file is left alone, by itself or because it lies in such a folder."""
+        folders = [path[: at.start()] for at in re.finditer("/", path)]
+        return any(map(self.folder, folders)) or self.file(path)
+
+
+SYSTEM_ONLY = Ignored()
+
+
+@lru_cache(maxsize=8)
+def _compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What names, and what whole paths match."""
+    stripped = [pattern.rstrip("/") for pattern in patterns]
+    names = [pattern for pattern in stripped if "/" not in pattern]
+    paths = [pattern.removeprefix("./").lstrip("/") for pattern in stripped if "/" in pattern]
+    return _either(names), _either(paths)
+
+
+def _either(patterns: Iterable[str]) -> re.Pattern[str]:
+    """What matches one of the patterns; of none, nothing does."""
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)", re.DOTALL)
