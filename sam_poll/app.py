@@ -35,6 +35,7 @@ from sam_poll.doors.ignored import Ignored
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.scan import Manners
 from sam_poll.doors.settle import LOCAL_S, NETWORK_S
+from sam_poll.doors.waiting import without_partner
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ExitCode, InputError, ModelError, SettingsError
 from sam_poll.fleet import Fleet, Post
@@ -283,8 +284,24 @@ def watch(
                 work.run(door, stop)
         now = signs.stats.now()
         rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
+        left = once and not stop.is_set() and _left_behind(layout)
         logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now), rest)
-        return ExitCode.FAILED_JOBS if once and now.rejected else ExitCode.OK
+        return ExitCode.FAILED_JOBS if once and (now.rejected or left) else ExitCode.OK
+
+
+def _left_behind(layout: Layout) -> bool:
+    """Whether pictures or prompts stay in the input folder because they have no partner; says which."""
+    try:
+        waiting = without_partner(layout)
+    except OSError as error:
+        logger.warning("{} cannot be looked through for what is left: {}", layout.input, error)
+        return False
+    for reason in waiting.explained.values():
+        logger.warning("{}", reason)
+    if waiting:
+        counts = f"{screen.count(waiting.pictures, 'picture')}, {screen.count(waiting.prompts, 'prompt')}"
+        logger.warning("left in {} without a partner: {}", layout.input, counts)
+    return bool(waiting)
 
 
 @contextmanager

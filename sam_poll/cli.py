@@ -207,6 +207,12 @@ def status(
     out.print(console.table("", ["folder", "pictures", "prompts", "errors", "other", ""], rows, right={1, 2, 3, 4}))
     oldest = report["oldest"]
     typer.echo(f"waiting longest: {shown(oldest['name'])}, {oldest['seconds']:.0f} s" if oldest else "nothing waits")
+    lone = report["without_partner"]
+    if lone["pictures"] or lone["prompts"]:
+        counts = f"{console.count(lone['pictures'], 'picture')}, {console.count(lone['prompts'], 'prompt')}"
+        typer.echo(f"without a partner: {counts}")
+    for one in lone["explained"]:
+        typer.echo(f"  {shown(one['name'])}: {shown(one['reason'])} ({shown(one['remedy'])})")
     typer.echo("" if report["workers"] else "no daemon works here")
     if report["workers"]:
         columns = ["daemon", "host", "pid", "model", "device", "last sign of life", "alarms"]

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     OK = 0  # all done; a daemon that was asked to stop
     BUG = 1  # an error we did not foresee
     USAGE = 2  # the command line makes no sense
-    FAILED_JOBS = 3  # `--once`, `predict` or `check`: everything was answered, some of it with a refusal
+    FAILED_JOBS = 3  # `--once`, `predict`, `check`: some of it was refused, or (`--once`) has no partner
     MODEL = 4  # the model, or a library that it needs, cannot be found, verified, built or loaded
     CVAT_REFUSED = 40  # the CVAT server does not accept what it was sent (400 and the like)
     CVAT_UNAUTHORIZED = 41  # it does not know us (401)

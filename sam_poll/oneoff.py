@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from sam_poll import settings as settings_
 from sam_poll.annotations import Annotated, Asked, files
 from sam_poll.annotations.reading import image_place
 from sam_poll.complaints import complaints
-from sam_poll.doors.layout import ANNOTATION_ENDINGS, walk
+from sam_poll.doors.layout import ANNOTATION_ENDINGS, Layout, walk
 from sam_poll.doors.settle import PROMPT_ENDINGS, Ambiguous, Index, is_temporary
 from sam_poll.doors.spread import asked
+from sam_poll.doors.waiting import without_partner
 from sam_poll.errors import InputError, PictureError, PromptError, SamPollError, SettingsError, ShareError, UsageError
 from sam_poll.headers import for_decoder
 from sam_poll.prompt_forms import Label
@@ -29,6 +30,8 @@ from sam_poll.prompts import PromptFile
 from sam_poll.safe_path import SafePath
 from sam_poll.sidecars import is_aux
 from sam_poll.types import Box, Everything, Job, Mosaic, Point, Prompt
+
+_MOST_LONE = 1000
 
 
 def point_flag(text: str) -> Point:
@@ -199,8 +202,11 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
             names = sorted(name for name, entry in walk(SafePath.at(path)) if not is_temporary(entry.name))
             index = Index(n for n in names if images.is_picture(n))
             tiled = _tiled(path, names, index)
+            lone = _without_partner(path)
             for name in names:
-                if _is_annotations(name):
+                if name in lone:
+                    yield Finding(path / name, lone[name])
+                elif _is_annotations(name):
                     yield _annotations(path / name)
                 elif path / name in tiled:
                     yield _open(path / name)
@@ -223,6 +229,18 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
             yield Finding(
                 path, InputError("cannot be checked" if path.exists() else "is not there", remedy=f"give {kinds}")
             )
+
+
+def _without_partner(folder: Path) -> Mapping[str, SamPollError]:
+    """What has no partner, if the folder is used as a share's input; not in a folder of prompts alone."""
+    beside = settings_.absolute(folder).parent
+    share = Layout.at(
+        input=folder, work=beside / "work", output=beside / "out", done=beside / "done", failed=beside / "failed"
+    )
+    waiting = without_partner(share, most=_MOST_LONE)
+    for error in waiting.explained.values():
+        error.place = None  # the finding names the file
+    return waiting.explained if waiting.any_picture else {}
 
 
 def _is_prompt(name: str) -> bool:

@@ -10,7 +10,7 @@ What can still go wrong here: a file system that does not change a folder's time
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sam_poll.doors.layout import Layout
@@ -25,6 +25,7 @@ TRUTH_S = 300.0  # after this long nothing remembered is believed any more
 _PICTURE, _PROMPT, _OTHER = 1, 2, 0
 _ODD = frozenset(".~#")  # what `is_temporary` names begin with
 _MAX_ENDINGS = 1000
+_MAX_OTHERS = 10_000  # in one folder; they are of no use but to explain what waits
 _PASSED_OVER = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -73,6 +74,7 @@ class _Folder:
     pictures: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     below: list[str] = field(default_factory=list)
+    others: dict[str, bool] = field(default_factory=dict, compare=False)
     closed: bool = False
 
 
@@ -98,6 +100,20 @@ class Names:
     def closed(self) -> set[str]:
         """Subfolders that may not be read; what lies in them waits."""
         return {path for path, folder in self._folders.items() if folder.closed}
+
+    def pictures_in(self, folder: str) -> list[str]:
+        """The file names of the pictures in one folder."""
+        found = self._folders.get(folder)
+        return [path[path.rfind("/") + 1 :] for path in found.pictures] if found else []
+
+    def others_in(self, folder: str) -> dict[str, bool]:
+        """The names in one folder that are no pictures, prompts or folders, links included, and whether each is one."""
+        found = self._folders.get(folder)
+        return found.others if found else {}
+
+    def others(self) -> Iterator[tuple[str, dict[str, bool]]]:
+        """As `others_in`, of all folders that have any."""
+        yield from ((path, folder.others) for path, folder in self._folders.items() if folder.others)
 
     def forget(self) -> None:
         """Believe nothing at the next look."""
@@ -140,7 +156,10 @@ class Names:
             if not isinstance(error, PermissionError):
                 return None
             folder.closed = True
-        return known if folder == known else folder
+        if known and folder == known:
+            known.others = folder.others
+            return known
+        return folder
 
     def _list(self, where: SafePath, prefix: str, folder: _Folder) -> None:
         kinds, pictures, prompts = self._kinds, folder.pictures, folder.prompts
@@ -156,6 +175,8 @@ class Names:
                         (pictures if kind == _PICTURE else prompts).append(prefix + name)
                 elif name[0] != "." and entry.is_dir(follow_symlinks=False) and not ignored.folder(prefix + name):
                     folder.below.append(prefix + name)
+                elif name[0] != "." and len(folder.others) < _MAX_OTHERS and not ignored.folder(prefix + name):
+                    folder.others[name] = entry.is_symlink()
 
     def _kind(self, name: str) -> int:
         ending = name[name.rfind(".") :]

@@ -20,14 +20,16 @@ from sam_poll.doors.failures import files_of
 from sam_poll.doors.ignored import SYSTEM_ONLY
 from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
 from sam_poll.doors.settle import is_temporary
+from sam_poll.doors.waiting import Waiting, without_partner
 from sam_poll.fs import TEMP_PREFIX, exists, move_new, shown
 from sam_poll.safe_path import SafePath
 
 
 def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
-    """Counts of the five folders, the oldest prompt or picture that waits, and the daemons at work.
+    """Counts of the five folders, the oldest prompt or picture that waits, what has no partner, the daemons at work.
 
     `{"input": {"pictures": 3, "prompts": 2, "other": 0}, "work": …, "oldest": {"name": …, "seconds": …} | None,
+    "without_partner": {"pictures": 1, "prompts": 1, "explained": [{"name": …, "reason": …, "remedy": …}]},
     "workers": [{"worker": …, "host": …, "pid": …, "alive": true, "beat_s": 3.2, …}]}`
     """
     now = time.time() if now is None else now
@@ -51,6 +53,14 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
                     age = entry.stat(follow_symlinks=False).st_mtime
                     oldest = min(oldest, (age, path)) if oldest else (age, path)
     report["oldest"] = {"name": oldest[1], "seconds": max(0.0, round(now - oldest[0], 1))} if oldest else None
+    waiting = without_partner(layout) if layout.input.is_dir() else Waiting()
+    report["without_partner"] = {
+        "pictures": waiting.pictures,
+        "prompts": waiting.prompts,
+        "explained": [
+            {"name": name, "reason": error.reason, "remedy": error.remedy} for name, error in waiting.explained.items()
+        ],
+    }
     found = (lease.read(worker, path, now) for worker, path in sorted(lease.workers(layout.work)))
     report["workers"] = [worker for worker in found if worker]
     return report

@@ -27,7 +27,9 @@ from sam_poll.doors.looks import NEVER, Looks
 from sam_poll.doors.manners import LONE_S as LONE_S
 from sam_poll.doors.manners import Manners as Manners
 from sam_poll.doors.names import TRUTH_S, Names
+from sam_poll.doors.partners import ambiguous
 from sam_poll.doors.settle import Ambiguous, Index, Signature
+from sam_poll.doors.waiting import TOLD_S, Notices
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import IncompletePromptError, InputError, PromptError, SamPollError
 from sam_poll.fs import shown
@@ -69,6 +71,7 @@ class Scanner:
         # Where other machines write, nobody promises that a folder's times are those of its last change.
         self._names = Names(layout, keep=manners.events, clock=clock)
         self.finished = Finished(layout, clock)
+        self._notices = Notices(self._names, layout, clock)
         self._watched: set[Path] = set()
         self._closed: set[str] = set()
         self._index, self._extra = Index([]), frozenset[str]()
@@ -165,6 +168,8 @@ class Scanner:
         if glancing:
             self._pairs = self._first_pairs()
         ready = sorted(self._found(now, set(at_work)) + self._lone_prompts(now), key=lambda r: r.age)
+        if not (glancing or self._manners.once):
+            self.due = min(self.due, self._notices.tell_pictures(self._index, self._spoken_for, self._first_seen))
         self.due = min(self.due, now if self._looks.hurried else self._looks.soonest)
         self._idle = not ready
         if believed:
@@ -201,6 +206,7 @@ class Scanner:
         self._oldest = min(self._first_seen.values(), default=None)
         self._annotated = any(map(self._layout.is_annotations, self._names.prompts))
         self._named = {p: image for p, image in self._named.items() if p in seen}
+        self._notices.forget_all_but(seen)
 
     def hold(
         self, job: str, signatures: dict[str, Signature], seconds: float, error: SamPollError | None = None
@@ -337,6 +343,10 @@ class Scanner:
             self._pairs = [(prompt, self._picture_of(prompt)) for prompt in self._names.prompts]
         return self._pairs
 
+    def _spoken_for(self) -> set[str]:
+        """The pictures that have a prompt."""
+        return {picture for _, picture in self._paired() if isinstance(picture, str)}
+
     def _first_pairs(self) -> list[tuple[str, str | Ambiguous | None]]:
         """As many of the pairs as there is time to look at now. Beside a glance a model is loaded, and Python lets only
         one of the two run: what need not be done yet makes the first job wait."""
@@ -385,7 +395,8 @@ class Scanner:
         ready: list[Ready] = []
         waiting: dict[str, dict[str, str | None]] = {}
         timed_out: list[str] = []
-        limit = self._manners.pair_timeout_s
+        lost: dict[str, str | None] = {}
+        limit, told_s = self._manners.pair_timeout_s, max(TOLD_S, 1.5 * self._manners.lone)
         for prompt, found in self._paired():
             if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
                 continue
@@ -400,7 +411,7 @@ class Scanner:
             if not fault and found and not image:
                 if prompt in self._index.cut and not self._over(self._manners.cut_name, waited, now):
                     continue
-                fault = _ambiguous(prompt, found)
+                fault = ambiguous(prompt, found)
             if fault:
                 ready.append(self._ready(prompt, None, fault))
                 continue
@@ -408,7 +419,13 @@ class Scanner:
                 waiting.setdefault(os.path.dirname(prompt), {})[prompt] = image
             if limit is not None and self._over(limit, waited, now):
                 timed_out.append(prompt)
-        return ready + self._without_picture(waiting, timed_out)
+            if not (self._manners.once or self._notices.told(prompt)) and self._over(told_s, waited, now):
+                lost[prompt] = image
+        found_late = self._without_picture(waiting, timed_out)
+        for other in found_late if lost else ():
+            lost.pop(other.prompt or "", None)
+        self.due = min(self.due, self._notices.tell_prompts(self._index, lost))
+        return ready + found_late
 
     def _read_image(self, prompt: str) -> PromptError | None:
         """Learn which picture a prompt's text names, if there is time for it in this scan."""
@@ -475,12 +492,3 @@ def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:
     for candidate in ready:
         groups.setdefault(candidate.picture or f"\0{candidate.prompt}", []).append(candidate)
     return list(groups.values())
-
-
-def _ambiguous(prompt: str, found: Ambiguous) -> PromptError:
-    names = [os.path.basename(p) for p in found.pictures]
-    return PromptError(
-        f"fits {' and '.join(names)}",
-        place=os.path.basename(prompt),
-        remedy=f'say which in the prompt, `"image": "{names[0]}"`, or call it {names[0]}.json',
-    )

@@ -1,0 +1,189 @@
+"""What waits without a partner says so, once, in the same words wherever one asks, with the nearest name."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from sam_poll.doors.folder import FolderDoor
+from sam_poll.doors.scan import Manners
+from sam_poll.doors.waiting import TOLD_S, without_partner
+from sam_poll.errors import ExitCode
+from tests.conftest import BOX, Share, picture_bytes
+from tests.test_cli import Run, watch_once
+from tests.test_cli import elsewhere as elsewhere
+from tests.test_scan import Clock, scanner_of
+from tests.test_scan import clock as clock
+from tests.test_scan import quiet as quiet
+
+NEAR = [
+    # the file there, the prompt, the picture that its text names, what is said
+    ("Dog.jpg", "dog.json", None, ("Dog.jpg differs in upper and lower case", "call it Dog.json")),
+    ("dog.JPG", "x.json", "dog.jpg", ("dog.JPG differs in upper and lower case", 'write "image": "dog.JPG"')),
+    ("dog.png", "x.json", "dog.jpg", ("dog.png has another ending", 'write "image": "dog.png"')),
+    ("dog.heic", "dog.json", None, ("dog.heic is a picture in HEIC, which is not read", "save it as JPEG")),
+    ("dog.GIF", "dog.left.json", None, ("dog.GIF is a picture in GIF, which is not read", "save it as JPEG")),
+    ("dog.avif", "x.json", "dog.avif", ("dog.avif is a picture in AVIF", "save it as JPEG")),
+    ("cam1/dog.jpg", "dog.json", None, ("cam1/dog.jpg is in another folder", "put both into one folder")),
+    ("dog.jpg", "cam1/x.json", "dog.jpg", ("dog.jpg is in another folder", "put both into one folder")),
+    ("kitchen-7.jpg", "kitchn-7.json", None, ("the nearest name is kitchen-7.jpg", "same name")),
+    ("bird.jpg", "dog.json", None, ("no picture of its name is beside it", "drop the picture")),
+]
+
+
+def reasons(share: Share) -> dict[str, str]:
+    return {name: str(error) for name, error in without_partner(share.layout).explained.items()}
+
+
+def warned(logged: list[str]) -> list[str]:
+    return [line for line in logged if line.startswith("WARNING")]
+
+
+@pytest.mark.parametrize(("there", "prompt", "image", "said"), NEAR)
+def test_a_prompt_without_picture_is_told_the_nearest_name(
+    share: Share, there: str, prompt: str, image: str | None, said: tuple[str, str]
+) -> None:
+    share.drop(there, picture_bytes())
+    share.drop(prompt, {**BOX, "image": image} if image else BOX)
+    told = reasons(share)
+    assert set(told) == {prompt}
+    assert all(words in told[prompt] for words in said), told
+
+
+def test_a_link_beside_a_prompt_is_named(share: Share, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.jpg").write_bytes(picture_bytes())
+    (share.layout.input / "dog.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    share.drop("dog.json", BOX)
+    assert "dog.jpg is a link, and links are never followed" in reasons(share)["dog.json"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("dog.txt", "sam-poll cvat prompts"),
+        ("dog.yaml", "prompts are JSON"),
+        ("dog.json.txt", "call it dog.json"),
+        ("dog.jpg.csv", "prompts are JSON"),
+    ],
+)
+def test_a_picture_with_a_file_beside_it_that_is_no_prompt_is_told_so(share: Share, beside: str, said: str) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    share.drop(beside, "0 0.5 0.5 0.1 0.1")
+    told = reasons(share)
+    assert set(told) == {"dog.jpg"}
+    assert f"{beside} is of a kind that is not taken" in told["dog.jpg"]
+    assert said in told["dog.jpg"]
+
+
+def test_what_has_a_partner_or_says_its_trouble_elsewhere_is_not_counted(share: Share) -> None:
+    share.pair("answered")
+    share.run_once()
+    for name, body in (("answered.json", BOX), ("wrong.json", "{"), ("named.json", {**BOX, "image": "cat.jpg"})):
+        share.drop(name, body)
+    share.drop("cat.jpg", picture_bytes())
+    share.drop("dog.jpg", picture_bytes())
+    for name in ("two.jpg", "two.png"):
+        share.drop(name, picture_bytes(name[-4:]))
+    share.drop("two.json", BOX)
+    with FolderDoor(share.layout, Manners(quiet_s=0.0, once=True, events=False)) as door:
+        share.pair("busy")
+        jobs = door.jobs(threading.Event())
+        taken = [next(jobs) for _ in range(4)]
+        share.drop("busy.left.json", BOX)
+        waiting = without_partner(share.layout)
+        for job in taken:
+            door.release(job)
+        jobs.close()
+    assert waiting.prompts == 0
+    assert waiting.explained == {}
+
+
+def test_the_daemon_says_it_once_and_not_before_there_was_time_to_drop_both(
+    share: Share, clock: Clock, quiet: None, logged: list[str]
+) -> None:
+    share.drop("Dog.jpg", picture_bytes())
+    share.drop("dog.json", BOX)
+    share.drop("cat.jpg", picture_bytes())
+    share.drop("cat.txt", "")
+    scanner = scanner_of(share, clock)
+    scanner.scan(clock(), [])
+    while clock.now < 1000.0 + TOLD_S:
+        assert scanner.scan(clock(), []) == []
+        assert warned(logged) == []
+        assert scanner.due <= 1000.0 + TOLD_S
+        clock.now += 2.5
+    for _ in range(20):
+        scanner.scan(clock(), [])
+        clock.now += 7.0
+    assert len(warned(logged)) == 2
+    assert {str(error) for error in without_partner(share.layout).explained.values()} == {
+        line.removeprefix("WARNING ").strip() for line in warned(logged)
+    }
+
+
+def test_a_crowd_that_waits_alone_does_not_fill_the_log(
+    share: Share, clock: Clock, quiet: None, logged: list[str]
+) -> None:
+    for n in range(60):
+        share.drop(f"told{n:02}.json", BOX)
+        share.drop(f"seen{n:02}.jpg", picture_bytes())
+        share.drop(f"seen{n:02}.txt", "")
+    scanner = scanner_of(share, clock)
+    for _ in range(30):
+        scanner.scan(clock(), [])
+        clock.now += 5.0
+    lines = warned(logged)
+    assert len(lines) == 2 * 21
+    assert sum("40 more" in line for line in lines) == 2
+    waiting = without_partner(share.layout)
+    assert (waiting.pictures, waiting.prompts, len(waiting.explained)) == (60, 60, 20)
+
+
+def test_a_prompt_that_is_to_be_answered_on_a_picture_from_done_is_not_told_of(
+    share: Share, clock: Clock, quiet: None, logged: list[str]
+) -> None:
+    share.layout.done.mkdir()
+    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    share.drop("dog.json", BOX)
+    scanner = scanner_of(share, clock, quiet_s=10.0)
+    for _ in range(30):
+        scanner.scan(clock(), [])
+        clock.now += 5.0
+    assert warned(logged) == []
+
+
+# ── where one asks ──
+
+
+def test_status_check_and_once_say_the_same(share: Share) -> None:
+    share.drop("Dog.jpg", picture_bytes())
+    share.drop("dog.json", BOX)
+    share.pair("cat")
+    sentence = "Dog.jpg differs in upper and lower case (call it Dog.json)"
+    status = Run("status", share.layout.input)
+    assert "without a partner: 1 picture, 1 prompt" in status.out
+    assert sentence in status.out
+    check = Run("check", share.layout.input)
+    assert check.code == ExitCode.FAILED_JOBS
+    assert sentence in check.out
+    assert "3 fine, 1 wrong" in check.text
+    once = watch_once(share, "-f", "mask", "--log", "text")
+    assert once.code == ExitCode.FAILED_JOBS
+    assert sentence in once.err
+    assert share.tree("output") == ["cat.mask.png"]
+
+
+def test_once_ends_with_3_where_a_picture_stays_behind_without_a_prompt(share: Share) -> None:
+    share.drop("dog.jpg", picture_bytes())
+    assert watch_once(share).code == ExitCode.FAILED_JOBS
+    share.drop("dog.json", BOX)
+    assert watch_once(share).code == ExitCode.OK
+
+
+def test_check_takes_pictures_or_prompts_alone_as_they_are(share: Share, tmp_path: Path) -> None:
+    share.drop("pictures/dog.jpg", picture_bytes())
+    share.drop("prompts/dog.json", BOX)
+    assert Run("check", share.layout.input / "pictures").code == ExitCode.OK
+    assert Run("check", share.layout.input / "prompts").code == ExitCode.OK
