@@ -17,7 +17,6 @@ from loguru import logger
 from sam_poll.doors import lease
 from sam_poll.doors.claims import listing
 from sam_poll.doors.failures import files_of
-from sam_poll.doors.ignored import SYSTEM_ONLY
 from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.doors.waiting import Waiting, without_partner
@@ -42,8 +41,7 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
         report[name] = counts
         if not folder.is_dir():
             continue
-        ignored = layout.ignored if name == "input" else SYSTEM_ONLY
-        for path, entry in _in_claims(folder) if name == "work" else walk(folder, ignored=ignored):
+        for path, entry in _files(layout, name, folder):
             if entry.name.startswith(TEMP_PREFIX):
                 continue
             kind = _kind(layout, entry.name, name)
@@ -64,6 +62,13 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
     found = (lease.read(worker, path, now) for worker, path in sorted(lease.workers(layout.work)))
     report["workers"] = [worker for worker in found if worker]
     return report
+
+
+def _files(layout: Layout, name: str, folder: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What counts as lying in one of the five folders."""
+    if name == "work":
+        return _in_claims(folder)
+    return walk(folder, ignored=layout.ignored) if name == "input" else walk(folder)
 
 
 def _in_claims(work: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:

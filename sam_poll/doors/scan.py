@@ -13,8 +13,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from loguru import logger
@@ -28,6 +27,8 @@ from sam_poll.doors.manners import LONE_S as LONE_S
 from sam_poll.doors.manners import Manners as Manners
 from sam_poll.doors.names import TRUTH_S, Names
 from sam_poll.doors.partners import ambiguous
+from sam_poll.doors.ready import Ready as Ready
+from sam_poll.doors.ready import by_picture as by_picture
 from sam_poll.doors.settle import Ambiguous, Index, Signature
 from sam_poll.doors.waiting import TOLD_S, Notices
 from sam_poll.doors.watch import Watcher
@@ -40,23 +41,6 @@ _MANY = 5000  # so many pictures are offered at a time: more than are claimed be
 _SPELL_S = 0.15  # a scan looks at files for so long; what is left is looked at by the next
 _GLANCE_S = 0.1  # beside it the model is loaded, which is what the first job waits for
 _REST_S = 0.001  # polling, prompts that wait alone are looked at anew after so long for each of them
-
-
-@dataclass(slots=True)
-class Ready:
-    """A settled pair, not yet claimed. Paths are relative to `in/`; a picture without signature lies elsewhere: in
-    `done/` under its name with `suffix`, or (None) at work for a sibling. `fault`: claim it only to reject it."""
-
-    prompt: str | None
-    picture: str | None
-    signatures: dict[str, Signature]
-    fault: SamPollError | None = None
-    suffix: str | None = None
-
-    @property
-    def age(self) -> tuple[int, str]:
-        """For sorting: the oldest first."""
-        return max(s.mtime_ns for s in self.signatures.values()), self.prompt or self.picture or ""
 
 
 class Scanner:
@@ -79,6 +63,7 @@ class Scanner:
         self._named: dict[str, str | None] = {}
         self._first_seen: dict[str, float] = {}
         self._oldest: float | None = None
+        self._newest = 0.0
         self._annotated = self._waited = False
         self._holds = Holds(self._looks.known)
         self._glanced: float | None = None
@@ -204,6 +189,7 @@ class Scanner:
         self._looks.forget_all_but(seen)
         self._first_seen = {p: self._first_seen.get(p, now) for p in seen}
         self._oldest = min(self._first_seen.values(), default=None)
+        self._newest = max(self._first_seen.values(), default=0.0)
         self._annotated = any(map(self._layout.is_annotations, self._names.prompts))
         self._named = {p: image for p, image in self._named.items() if p in seen}
         self._notices.forget_all_but(seen)
@@ -312,16 +298,17 @@ class Scanner:
         """Prompts that are not to be offered yet: a picture may still come that the name of one fits better, as
         `dog.left.jpg` does `dog.left.json`. The other prompts of its picture wait with it, so that they are answered
         together. Not those whose text names their picture."""
-        wait = self._manners.cut_name
-        self._paired()  # fills `cut`
-        early: set[str] = set()
-        for prompt in self._index.cut if wait else ():
-            picture = self._picture_of(prompt)
-            if isinstance(picture, str) and self._may_be_too_early(prompt, picture, now - wait):
+        pairs, cut, since = self._paired(), self._index.cut, now - self._manners.cut_name
+        if not cut or self._newest <= since:
+            return set()
+        early, doubtful = set(), set()
+        for prompt, picture in pairs:
+            if prompt in cut and isinstance(picture, str) and self._may_be_too_early(prompt, picture, since):
                 early.add(prompt)
-        doubtful = {self._picture_of(prompt) for prompt in early} & self._names.pictures
-        for prompt, picture in self._paired() if doubtful else ():
-            if picture in doubtful and self._may_be_too_early(prompt, str(picture), now - wait):
+                doubtful.add(picture)
+        doubtful &= self._names.pictures  # one that is at work already waits for nobody
+        for prompt, picture in pairs if doubtful else ():
+            if picture in doubtful and self._may_be_too_early(prompt, str(picture), since):
                 early.add(prompt)
         return early
 
@@ -484,11 +471,3 @@ class Scanner:
     def read(self, prompt: SafePath) -> prompts.PromptFile:
         """The prompt file, understood; PromptError."""
         return self._manners.parse(prompt_bytes(prompt, self._manners.prompt_bytes))
-
-
-def by_picture(ready: Sequence[Ready]) -> list[list[Ready]]:
-    """Candidates that share a picture together, in the order of the first of each."""
-    groups: dict[str, list[Ready]] = {}
-    for candidate in ready:
-        groups.setdefault(candidate.picture or f"\0{candidate.prompt}", []).append(candidate)
-    return list(groups.values())
