@@ -635,10 +635,10 @@ def test_status_survives_claims_that_end_while_it_counts(share: Share, monkeypat
     with opened(share) as door, asked(door) as ask:
         job = ask()
 
-        def and_then_it_ends(root: Path, *more: Any) -> Any:
+        def and_then_it_ends(root: Path, *more: Any, **named: Any) -> Any:
             if root.name.startswith("g1."):
                 door.deliver(job, ANSWER)
-            return really(root, *more)
+            return really(root, *more, **named)
 
         monkeypatch.setattr(report, "walk", and_then_it_ends)
         assert status(share.layout)["work"] == {"pictures": 0, "prompts": 0, "other": 0}
