@@ -118,4 +118,4 @@ def test_a_whole_annotation_file_is_parsed_once(tmp_path: Path, encoding: str, m
     path = tmp_path / "a.xml"
     path.write_bytes((xml(("dog.jpg", BOXED)) + "\n").encode(encoding))
     monkeypatch.setattr(spread.cvat_xml, "read", lambda data: pytest.fail("parsed"))
-    spread.check_end(path)
+    spread.check_complete(path)

@@ -9,7 +9,7 @@ import pytest
 
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.scan import Manners
-from sam_poll.doors.waiting import TOLD_S, without_partner
+from sam_poll.doors.waiting import REPORT_AFTER_S, without_partner
 from sam_poll.errors import ExitCode
 from tests.conftest import BOX, Share, picture_bytes
 from tests.test_cli import Run, watch_once
@@ -109,10 +109,10 @@ def test_the_daemon_says_it_once_and_not_before_there_was_time_to_drop_both(
     share.drop("cat.txt", "")
     scanner = scanner_of(share, clock)
     scanner.scan(clock(), [])
-    while clock.now < 1000.0 + TOLD_S:
+    while clock.now < 1000.0 + REPORT_AFTER_S:
         assert scanner.scan(clock(), []) == []
         assert warned(logged) == []
-        assert scanner.due <= 1000.0 + TOLD_S
+        assert scanner.due <= 1000.0 + REPORT_AFTER_S
         clock.now += 2.5
     for _ in range(20):
         scanner.scan(clock(), [])

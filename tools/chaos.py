@@ -244,7 +244,7 @@ def undisturbed(root: Path, made: Plan) -> Path:
             raise ChaosError("an undisturbed daemon did not answer what others wait for")
         with Daemon(share, once=True, watch__settle_s=0) as daemon:
             daemon.process.wait(600)
-            daemon.ended(3 if daemon.says(" rejected: ") else 0)
+            daemon.ended(3 if daemon.says(" rejected: ") or daemon.says(" without a partner: ") else 0)
             daemon.lines()
     judge(share, made.files).hold()
     return share

@@ -24,7 +24,7 @@ from sam_poll.doors.looks import look
 from sam_poll.doors.scan import Manners, Ready, Scanner
 from sam_poll.doors.scratch import Scratch
 from sam_poll.doors.settle import composed, job_id
-from sam_poll.doors.spread import Spreader, check_end
+from sam_poll.doors.spread import Spreader, check_complete
 from sam_poll.errors import InputError, LostError, PoisonError, PromptError, SamPollError, UnfinishedError
 from sam_poll.fs import NAME_MAX, exists, shown, with_suffix
 from sam_poll.safe_path import SafePath
@@ -161,7 +161,7 @@ class Desk:
                 return _Read(ready, None, ready.fault)
             parsed = self._scanner.read(self._layout.input / ready.prompt)
         except PromptError as error:
-            grows = self._scanner.may_grow(ready.prompt or "", ready.signatures, error)
+            grows = self._scanner.hold_if_incomplete(ready.prompt or "", ready.signatures, error)
             return None if grows else _Read(ready, None, error)
         except OSError as error:
             self._scanner.hold_unread(ready.prompt or "", ready.signatures, error)
@@ -228,7 +228,7 @@ class Desk:
     def _take_annotations(self, ready: Ready) -> list[Job]:
         """An annotation file becomes prompts in `in/`, which the next scan finds; a job only where it is refused."""
         name = ready.prompt or ""
-        if not self._scanner.still(ready) or self._annotations_grow(ready):
+        if not self._scanner.still(ready) or self._annotations_incomplete(ready):
             return []
         claim = self._claims.take(name, None, [name])
         if claim is None:
@@ -238,16 +238,16 @@ class Desk:
             return []
         return self._spread(claim)
 
-    def _annotations_grow(self, ready: Ready) -> bool:
+    def _annotations_incomplete(self, ready: Ready) -> bool:
         """Whether an annotation file may still be being written. It is looked at where it lies: one that is claimed
         could not be filled by its name any more."""
         name = ready.prompt or ""
         if ready.fault:
             return False  # it has had its time
         try:
-            check_end(self._layout.input / name)
+            check_complete(self._layout.input / name)
         except PromptError as error:
-            return self._scanner.may_grow(name, ready.signatures, error)
+            return self._scanner.hold_if_incomplete(name, ready.signatures, error)
         except OSError as error:
             self._scanner.hold_unread(name, ready.signatures, error)
             return True
@@ -407,7 +407,7 @@ class Desk:
             image_size=parsed.image_size if parsed else None,
             generation=claim.hold.generation,
             attempt=claim.hold.attempt,
-            notes=(_borrowed(place),) if claim.borrowed else (),
+            notes=(_reuse_note(place),) if claim.borrowed else (),
         )
         kept = self._claims.runs and not fault and isinstance(job.prompts, Mosaic) and isinstance(picture, SafePath)
         if not kept:
@@ -484,6 +484,6 @@ class Desk:
                 del self._claimed[claim.outer]
 
 
-def _borrowed(place: SafePath) -> str:
+def _reuse_note(place: SafePath) -> str:
     """What the reader of an answer should know where no picture has come with the prompt."""
     return f"no picture came with the prompt: it was answered on {place.name} in done/, from an earlier job"

@@ -24,23 +24,26 @@ SYSTEM_FOLDERS = frozenset(
 
 @dataclass(frozen=True)
 class Ignored:
-    """What is left alone, by path relative to `in/` with `/`. A pattern is that of fnmatch: one without `/` is for the
-    names of folders and files at any depth, one with `/` for whole paths."""
+    """Decide which paths relative to `in/`, with `/`, are ignored.
+
+    Patterns are those of fnmatch: one without `/` is for the names of folders and files at any depth, one with `/` for
+    whole paths.
+    """
 
     patterns: tuple[str, ...] = ()
 
     def folder(self, path: str) -> bool:
-        """Whether a folder is left alone, with all that lies in it. Its parents are not asked about."""
+        """Return whether a folder is ignored, with everything below it. Its parents are not checked."""
         name = path[path.rfind("/") + 1 :]
         return name.lower() in SYSTEM_FOLDERS or (bool(self.patterns) and self.file(path))
 
     def file(self, path: str) -> bool:
-        """Whether a file is left alone by the patterns. Its folders are not asked about."""
+        """Return whether a file matches a pattern. Its folders are not checked."""
         names, paths = _compiled(self.patterns)
         return names.match(path[path.rfind("/") + 1 :]) is not None or paths.match(path) is not None
 
     def covers(self, path: str) -> bool:
-        """Whether a file is left alone, by itself or because it lies in such a folder."""
+        """Return whether a file is ignored, by itself or through one of its folders."""
         folders = [path[: at.start()] for at in re.finditer("/", path)]
         return any(map(self.folder, folders)) or self.file(path)
 

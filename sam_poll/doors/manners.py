@@ -43,14 +43,14 @@ class Manners:
         return 0.0 if self.once else 5 * self.quiet_s if self.patience_s is None else self.patience_s
 
     @property
-    def cut_name(self) -> float:
+    def partial_match_wait(self) -> float:
         """How long `dog.left.json` waits for a `dog.left.jpg` before it is for `dog.jpg`, in seconds since the later of
         the two has come. Files that belong together seldom come further apart; and the several prompts of one picture
         that are called so all wait."""
         return 0.0 if self.once else 2.5 * self.quiet_s
 
     @property
-    def lone(self) -> float:
+    def lone_wait(self) -> float:
         """See `lone_s`; who only drains what is there expects no picture to come any more."""
         if self.once:
             return 0.0

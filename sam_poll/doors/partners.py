@@ -18,7 +18,7 @@ from sam_poll.errors import InputError, PromptError
 from sam_poll.fs import shown
 
 # Pictures of formats that are not read: ending, and what it is called.
-UNREAD_PICTURES = {
+UNSUPPORTED_PICTURES = {
     ".heic": "HEIC",
     ".heif": "HEIF",
     ".avif": "AVIF",
@@ -28,7 +28,7 @@ UNREAD_PICTURES = {
     ".pdf": "PDF",
     **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "camera raw"),
 }
-_NO_PROMPTS = frozenset(
+_UNSUPPORTED_PROMPTS = frozenset(
     {".csv", ".geojson", ".json5", ".jsonc", ".jsonl", ".jsn", ".ndjson", ".toml", ".txt", ".yaml", ".yml"}
 )
 _MOST_COMPARED = 2000  # names, when nothing but a similar one is left to look for
@@ -47,15 +47,15 @@ class _Folder:
 
 
 class Partners:
-    """Explains what has no partner among the names of one listing, which must not change meanwhile."""
+    """Explain missing partners from the names of one listing, which must not change while this is used."""
 
     def __init__(self, names: Names, layout: Layout, index: Index) -> None:
         self._names, self._layout, self._index = names, layout, index
         self._folders: dict[str, _Folder] = {}
         self._everywhere: dict[str, str] | None = None
 
-    def of_prompt(self, prompt: str, image: str | None) -> InputError:
-        """Why a prompt has no picture. `image`: the name of the picture in its text, if it has one."""
+    def explain_prompt(self, prompt: str, image: str | None) -> InputError:
+        """Return why a prompt has no picture. `image`: the name of the picture in its text, if it has one."""
         folder, _ = posixpath.split(prompt)
         beside = self._beside(folder)
         lead = f"its text names {image}, which is not beside it" if image else "no picture of its name is beside it"
@@ -63,8 +63,8 @@ class Partners:
         for name in wanted:
             found = beside.alike.get(_key(name))
             if found:
-                near = min(found, key=lambda one: (one not in beside.links, not self._unread(one), one))
-                detail, remedy = self._told(near, near in beside.links, image)
+                near = min(found, key=lambda one: (one not in beside.links, not self._unsupported(one), one))
+                detail, remedy = self._describe(near, near in beside.links, image)
                 return _error(prompt, f"{lead}; {detail}", remedy)
         for name in wanted:
             elsewhere = self._elsewhere(name)
@@ -76,8 +76,9 @@ class Partners:
             return _error(prompt, f"{lead}; the nearest name is {shown(near)}", "give both the same name")
         return _error(prompt, lead, "drop the picture beside it")
 
-    def of_pictures(self, lone: Collection[str]) -> Iterator[tuple[str, InputError]]:
-        """Those of the pictures without a prompt that have a file beside them which may be meant as one."""
+    def explain_pictures(self, lone: Collection[str]) -> Iterator[tuple[str, InputError]]:
+        """Yield (picture, reason) for each of the `lone` pictures with a file beside it that may be meant as its
+        prompt."""
         for folder, others in self._names.others():
             for name, is_link in others.items():
                 if not self._like_prompt(name, is_link):
@@ -95,13 +96,13 @@ class Partners:
                     )
 
     def has_pictures(self) -> bool:
-        """Whether there is anything at all that may be meant as a picture."""
+        """Return whether any file may be meant as a picture."""
         others = (name for _, names in self._names.others() for name in names)
         return bool(self._names.pictures) or any(map(self._like_picture, others))
 
-    def _told(self, near: str, is_link: bool, image: str | None) -> tuple[str, str]:
-        """What is to say of the nearest name, and what to do."""
-        kind, near = self._unread(near), shown(near)
+    def _describe(self, near: str, is_link: bool, image: str | None) -> tuple[str, str]:
+        """Return what is wrong with the nearest name, and the remedy."""
+        kind, near = self._unsupported(near), shown(near)
         if is_link:
             return f"{near} is a link, and links are never followed", "put the picture itself there"
         if kind:
@@ -133,16 +134,16 @@ class Partners:
         return self._everywhere.get(_key(name))
 
     def _like_picture(self, name: str) -> bool:
-        return not is_temporary(name) and (self._layout.is_picture(name) or self._unread(name) is not None)
+        return not is_temporary(name) and (self._layout.is_picture(name) or self._unsupported(name) is not None)
 
     def _like_prompt(self, name: str, is_link: bool) -> bool:
         if is_temporary(name):
             return False
-        return is_link if self._layout.is_prompt(name) else posixpath.splitext(name)[1].lower() in _NO_PROMPTS
+        return is_link if self._layout.is_prompt(name) else posixpath.splitext(name)[1].lower() in _UNSUPPORTED_PROMPTS
 
     @staticmethod
-    def _unread(name: str) -> str | None:
-        return UNREAD_PICTURES.get(posixpath.splitext(name)[1].lower())
+    def _unsupported(name: str) -> str | None:
+        return UNSUPPORTED_PICTURES.get(posixpath.splitext(name)[1].lower())
 
 
 def ambiguous(prompt: str, found: Ambiguous) -> PromptError:

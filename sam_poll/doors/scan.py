@@ -30,7 +30,7 @@ from sam_poll.doors.partners import ambiguous
 from sam_poll.doors.ready import Ready as Ready
 from sam_poll.doors.ready import by_picture as by_picture
 from sam_poll.doors.settle import Ambiguous, Index, Signature
-from sam_poll.doors.waiting import TOLD_S, Notices
+from sam_poll.doors.waiting import REPORT_AFTER_S, Notices
 from sam_poll.doors.watch import Watcher
 from sam_poll.errors import IncompletePromptError, InputError, PromptError, SamPollError
 from sam_poll.fs import shown
@@ -154,7 +154,7 @@ class Scanner:
             self._pairs = self._first_pairs()
         ready = sorted(self._found(now, set(at_work)) + self._lone_prompts(now), key=lambda r: r.age)
         if not (glancing or self._manners.once):
-            self.due = min(self.due, self._notices.tell_pictures(self._index, self._spoken_for, self._first_seen))
+            self.due = min(self.due, self._notices.report_pictures(self._index, self._spoken_for, self._first_seen))
         self.due = min(self.due, now if self._looks.hurried else self._looks.soonest)
         self._idle = not ready
         if believed:
@@ -208,7 +208,7 @@ class Scanner:
             self.hold(prompt, signatures, _UNREAD_S)
             self.due = 0.0  # to take the hold in, and learn when to look again
 
-    def may_grow(self, prompt: str, signatures: dict[str, Signature], error: PromptError) -> bool:
+    def hold_if_incomplete(self, prompt: str, signatures: dict[str, Signature], error: PromptError) -> bool:
         """Whether a prompt or an annotation file that cannot be understood may still be being written: it ends too
         early, or its writer has not closed it. It is then held until it changes, and rejected with `error` after the
         patience, as a picture is that is cut off."""
@@ -270,7 +270,7 @@ class Scanner:
         """The pairs, and pictures without a prompt that need not wait for one."""
         pictures, settled = self._names.pictures, self._looks.settled
         offers: list[tuple[int, str, str | None, str]] = []  # age, name, prompt, picture: small, for a crowd
-        spoken_for, early = set(), self._too_early(now)
+        spoken_for, early = set(), self._awaiting_better_match(now)
         for prompt, picture in self._paired():
             if not isinstance(picture, str):
                 continue
@@ -294,25 +294,25 @@ class Scanner:
             offers = [offer for offer in offers if offer[3] in oldest]  # all prompts of a picture go together
         return [self._ready(prompt, picture) for _, _, prompt, picture in offers]
 
-    def _too_early(self, now: float) -> set[str]:
+    def _awaiting_better_match(self, now: float) -> set[str]:
         """Prompts that are not to be offered yet: a picture may still come that the name of one fits better, as
         `dog.left.jpg` does `dog.left.json`. The other prompts of its picture wait with it, so that they are answered
         together. Not those whose text names their picture."""
-        pairs, cut, since = self._paired(), self._index.cut, now - self._manners.cut_name
-        if not cut or self._newest <= since:
+        pairs, partial, since = self._paired(), self._index.partial, now - self._manners.partial_match_wait
+        if not partial or self._newest <= since:
             return set()
         early, doubtful = set(), set()
         for prompt, picture in pairs:
-            if prompt in cut and isinstance(picture, str) and self._may_be_too_early(prompt, picture, since):
+            if prompt in partial and isinstance(picture, str) and self._may_get_better_match(prompt, picture, since):
                 early.add(prompt)
                 doubtful.add(picture)
         doubtful &= self._names.pictures  # one that is at work already waits for nobody
         for prompt, picture in pairs if doubtful else ():
-            if picture in doubtful and self._may_be_too_early(prompt, str(picture), since):
+            if picture in doubtful and self._may_get_better_match(prompt, str(picture), since):
                 early.add(prompt)
         return early
 
-    def _may_be_too_early(self, prompt: str, picture: str, since: float) -> bool:
+    def _may_get_better_match(self, prompt: str, picture: str, since: float) -> bool:
         """Whether a prompt or its picture has come after `since`, and the prompt's text names none."""
         came = max(self._first_seen[prompt], self._first_seen.get(picture, 0.0))
         if came <= since:
@@ -321,7 +321,7 @@ class Scanner:
             self._read_image(prompt)
         if self._named.get(prompt):
             return False
-        self.due = min(self.due, came + self._manners.cut_name)
+        self.due = min(self.due, came + self._manners.partial_match_wait)
         return True
 
     def _paired(self) -> list[tuple[str, str | Ambiguous | None]]:
@@ -382,8 +382,8 @@ class Scanner:
         ready: list[Ready] = []
         waiting: dict[str, dict[str, str | None]] = {}
         timed_out: list[str] = []
-        lost: dict[str, str | None] = {}
-        limit, told_s = self._manners.pair_timeout_s, max(TOLD_S, 1.5 * self._manners.lone)
+        unmatched: dict[str, str | None] = {}
+        limit, report_after = self._manners.pair_timeout_s, max(REPORT_AFTER_S, 1.5 * self._manners.lone_wait)
         for prompt, found in self._paired():
             if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
                 continue
@@ -396,22 +396,22 @@ class Scanner:
             if not known and (image or (prompt not in self._named and not fault)):
                 continue  # which picture that is, the next scan says; or it could not be read
             if not fault and found and not image:
-                if prompt in self._index.cut and not self._over(self._manners.cut_name, waited, now):
+                if prompt in self._index.partial and not self._over(self._manners.partial_match_wait, waited, now):
                     continue
                 fault = ambiguous(prompt, found)
             if fault:
                 ready.append(self._ready(prompt, None, fault))
                 continue
-            if self._over(self._manners.lone, waited, now):
+            if self._over(self._manners.lone_wait, waited, now):
                 waiting.setdefault(os.path.dirname(prompt), {})[prompt] = image
             if limit is not None and self._over(limit, waited, now):
                 timed_out.append(prompt)
-            if not (self._manners.once or self._notices.told(prompt)) and self._over(told_s, waited, now):
-                lost[prompt] = image
+            if not (self._manners.once or self._notices.reported(prompt)) and self._over(report_after, waited, now):
+                unmatched[prompt] = image
         found_late = self._without_picture(waiting, timed_out)
-        for other in found_late if lost else ():
-            lost.pop(other.prompt or "", None)
-        self.due = min(self.due, self._notices.tell_prompts(self._index, lost))
+        for other in found_late if unmatched else ():
+            unmatched.pop(other.prompt or "", None)
+        self.due = min(self.due, self._notices.report_prompts(self._index, unmatched))
         return ready + found_late
 
     def _read_image(self, prompt: str) -> PromptError | None:
@@ -423,7 +423,7 @@ class Scanner:
                 parsed = self.read(self._layout.input / prompt)
             self.learn(prompt, parsed.image)
         except PromptError as error:
-            if not self.may_grow(prompt, self._ready(prompt, None).signatures, error):
+            if not self.hold_if_incomplete(prompt, self._ready(prompt, None).signatures, error):
                 return error  # nobody can say which picture it wants, so waiting for one would be for ever
         except OSError as error:
             self.hold_unread(prompt, self._ready(prompt, None).signatures, error)

@@ -128,7 +128,7 @@ class Index:
     A name beyond ASCII can be written in several ways that look the same (`é` is one character, or `e` and an accent:
     macOS writes it so). Where none is written as the prompt has it, one that looks the same is found.
 
-    `cut`: prompts that were found a picture only by a part of their name, so that another picture could fit better:
+    `partial`: prompts that were found a picture only by a part of their name, so that another picture could fit better:
     `dog.left.json` for `dog.jpg`.
     """
 
@@ -136,7 +136,7 @@ class Index:
         self._paths = set(pictures)
         self._by_stem: dict[str, str | list[str]] = {}
         self._composed: dict[str, str | list[str]] = {}
-        self.cut: set[str] = set()
+        self.partial: set[str] = set()
         beyond_ascii: list[str] = []
         for path in self._paths:
             stem = _cut(path)
@@ -167,7 +167,7 @@ class Index:
         """The picture a prompt belongs to by its name, most exact first.
 
         `dog.jpg.json` is for `dog.jpg`; `dog.json` for the picture with stem `dog`; `dog.left.json` for `dog` too,
-        if no picture is called `dog.left`, which `cut` then says.
+        if no picture is called `dog.left`, which `partial` then says.
         """
         whole = True
         for stem in _stems(prompt):
@@ -178,7 +178,7 @@ class Index:
                 found = self._composed.get(composed(stem))
             if found is not None:
                 if not whole:
-                    self.cut.add(prompt)
+                    self.partial.add(prompt)
                 return found if isinstance(found, str) else Ambiguous(tuple(sorted(found)))
             whole = False
         return None

@@ -239,7 +239,7 @@ def asked(data: bytes, name: str, is_picture: Callable[[str], bool]) -> tuple[li
     return asking, others
 
 
-def check_end(path: SafePath) -> None:
+def check_complete(path: SafePath) -> None:
     """Raise PromptError where the end of an annotation file is not that of a whole one, and OSError. What else may be
     wrong with it is found when it is spread."""
     data = prompt_bytes(path, MAX_BYTES)

@@ -23,7 +23,7 @@ from sam_poll.doors.partners import Partners
 from sam_poll.doors.settle import Index
 from sam_poll.errors import InputError, PromptError
 
-TOLD_S = 30.0  # who drops a pair by hand has dropped both by then
+REPORT_AFTER_S = 30.0  # who drops a pair by hand has dropped both by then
 _MOST = 20
 _MOST_READ = 1000
 _REST = 20.0  # going through the names is followed by so many times its own length without
@@ -31,9 +31,11 @@ _REST = 20.0  # going through the names is followed by so many times its own len
 
 @dataclass
 class Waiting:
-    """Pictures and prompts in `in/` without a partner: how many, and what is to say of some, prompts first.
+    """Pictures and prompts in `in/` without a partner: their numbers, and explanations by path, prompts first.
 
-    `any_picture`: whether there is anything in `in/` that may be meant as a picture."""
+    `explained` may have fewer entries than the numbers say. `any_picture`: whether `in/` has any file that may be meant
+    as a picture.
+    """
 
     pictures: int = 0
     prompts: int = 0
@@ -45,9 +47,10 @@ class Waiting:
 
 
 def without_partner(layout: Layout, *, most: int = _MOST) -> Waiting:
-    """Look through `in/` for what has no partner there, at work, or (a prompt's picture) in `done/`. OSError.
+    """Find the pictures and prompts in `in/` that have no partner there, in `work/`, or (prompts only) in `done/`.
 
-    A prompt that will be refused for another reason is none of them. `explained` has at most `most` reasons.
+    Prompts that will be refused for another reason are left out. `Waiting.explained` gets at most `most` entries.
+    Raises OSError where a folder cannot be read.
     """
     names = Names(layout, keep=False)
     names.look()
@@ -76,53 +79,59 @@ def without_partner(layout: Layout, *, most: int = _MOST) -> Waiting:
         elif not finished.find(prompt, image):
             waiting.prompts += 1
             if len(waiting.explained) < most:
-                waiting.explained[prompt] = partners.of_prompt(prompt, image)
+                waiting.explained[prompt] = partners.explain_prompt(prompt, image)
     waiting.prompts += max(0, len(lone) - _MOST_READ)
     alone = names.pictures - spoken_for
     waiting.pictures = len(alone)
     left = most - len(waiting.explained)
-    waiting.explained.update(itertools.islice(partners.of_pictures(alone), max(0, left)))
+    waiting.explained.update(itertools.islice(partners.explain_pictures(alone), max(0, left)))
     return waiting
 
 
 class Notices:
-    """Says in the log, once of each, what has waited without a partner for long. For the scan's thread."""
+    """Log warnings about files that have waited without a partner, one for each file. Used by the scan's thread."""
 
     def __init__(self, names: Names, layout: Layout, clock: Callable[[], float] = time.monotonic) -> None:
         self._names, self._layout, self._clock = names, layout, clock
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._prompts_at = self._pictures_at = 0.0
 
-    def told(self, path: str) -> bool:
-        """Whether there is nothing more to say of a file."""
-        return path in self._told
+    def reported(self, path: str) -> bool:
+        """Return whether a file has been reported."""
+        return path in self._reported
 
     def forget_all_but(self, paths: Collection[str]) -> None:
         """Drop what is no longer there."""
-        self._told.intersection_update(paths)
+        self._reported.intersection_update(paths)
 
-    def tell_prompts(self, index: Index, lone: Mapping[str, str | None]) -> float:
-        """These prompts have no picture; each with the picture that its text names. Returns when to tell of those that
-        are not told of now (`NEVER`: all were): names of a crowd are not gone through again and again."""
+    def report_prompts(self, index: Index, lone: Mapping[str, str | None]) -> float:
+        """Log why these prompts have no picture; `lone` gives the picture that each prompt's text names.
+
+        Calls are limited in rate, because each one goes through all names. Returns the time, by the clock, at which to
+        call again for the prompts that were not reported now; `NEVER` if all were.
+        """
         started = self._clock()
         if not lone:
             return NEVER
         if started < self._prompts_at:
             return self._prompts_at
-        self._told.update(lone)
+        self._reported.update(lone)
         partners = Partners(self._names, self._layout, index)
         for prompt, image in itertools.islice(lone.items(), _MOST):
-            logger.warning("{}", partners.of_prompt(prompt, image))
+            logger.warning("{}", partners.explain_prompt(prompt, image))
         if len(lone) > _MOST:
             logger.warning("{} more prompts wait for their pictures; `sam-poll status` says more", len(lone) - _MOST)
         self._prompts_at = started + _REST * (self._clock() - started)
         return NEVER
 
-    def tell_pictures(
+    def report_pictures(
         self, index: Index, spoken_for: Callable[[], Collection[str]], since: Mapping[str, float]
     ) -> float:
-        """Of the pictures without a prompt those with a file beside them that may be meant as one; `since` tells when
-        each was first seen. Returns when to look again."""
+        """Log which pictures without a prompt have a file beside them that may be meant as one.
+
+        `spoken_for` returns the pictures that have a prompt; `since` gives the time at which each file was first seen.
+        Returns the time at which to call again, or `NEVER`.
+        """
         started = self._clock()
         if not any(self._names.others()):
             return NEVER
@@ -131,13 +140,13 @@ class Notices:
         fresh: list[InputError] = []
         again = NEVER
         lone = self._names.pictures.difference(spoken_for())
-        for picture, error in Partners(self._names, self._layout, index).of_pictures(lone):
-            if picture in self._told:
+        for picture, error in Partners(self._names, self._layout, index).explain_pictures(lone):
+            if picture in self._reported:
                 continue
-            if started - since[picture] < TOLD_S:
-                again = min(again, since[picture] + TOLD_S)
+            if started - since[picture] < REPORT_AFTER_S:
+                again = min(again, since[picture] + REPORT_AFTER_S)
                 continue
-            self._told.add(picture)
+            self._reported.add(picture)
             fresh.append(error)
         for error in fresh[:_MOST]:
             logger.warning("{}", error)
