@@ -6,8 +6,8 @@ that somebody plants, at any moment, is met as a link: it is listed, renamed and
 are opened without waiting for the other end of a pipe, and only regular ones.
 
 `SafePath` offers the part of pathlib's interface that is needed, and deliberately has no `__fspath__`: a path of the
-share cannot be given to `open`, `os` or a library by mistake. What a library must open itself it gets as a descriptor
-(`library_path`).
+share cannot be given to `open`, `os` or a library by mistake. A library that opens by name gets `/dev/fd/N` of an open
+file to read, and a private folder of this machine to write in.
 
 What can still go wrong here: the root itself, and what lies above it, are trusted as they are named when it is first
 used; `check_trusted` refuses links there that another user may have planted. A folder that is moved while a file in it
@@ -352,19 +352,6 @@ class SafePath:
         fd = self._open_folder()
         try:
             os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    @contextmanager
-    def library_path(self) -> Iterator[Path]:
-        """Keep a file or folder open, and yield a path of the descriptor for libraries that open by name.
-
-        What lies behind it cannot be exchanged. In a folder that others may write to the library would follow links:
-        give it only folders that have just been made. Raises OSError.
-        """
-        fd = self._open_folder() if self.is_dir() else self.open_file(os.O_RDONLY)
-        try:
-            yield Path(f"/dev/fd/{fd}")
         finally:
             os.close(fd)
 

@@ -271,6 +271,14 @@ def test_a_margin_of_one_colour_is_noted_unless_nodata_is_declared(tmp_path: Pat
     assert _notes(write(tmp_path / "c.tif", NOISE)) == []
 
 
+def test_a_margin_of_a_mixed_colour_is_noted_with_another_remedy(tmp_path: Path) -> None:
+    bands = NOISE.copy()
+    bands[:, :, :80] = np.array([1, 2, 3])[:, None, None]
+    (note,) = _notes(write(tmp_path / "a.tif", bands))
+    assert "(1, 2, 3)" in note
+    assert "alpha band" in note
+
+
 @pytest.mark.parametrize("value", [-9999.0, 0.0, -3.4e38])
 def test_a_value_far_from_all_others_is_noted_in_a_raster_of_measurements(tmp_path: Path, value: float) -> None:
     heights = np.random.default_rng(0).uniform(300, 420, (1, SIDE, SIDE)).astype(np.float32)

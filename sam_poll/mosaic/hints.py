@@ -53,16 +53,15 @@ def outlier(values: npt.NDArray[Any]) -> float | None:
 
 
 def undeclared(value: Sequence[float]) -> str:
-    """Say what to do about a value that looks like nodata."""
-    said = ", ".join(f"{each:g}" for each in dict.fromkeys(value)) if len(set(value)) == 1 else _listed(value)
+    """Say what to do about a value, of each band, that looks like nodata."""
+    if len(set(value)) == 1:
+        said, remedy = f"{value[0]:g}", f"gdal_translate -a_nodata {value[0]:g} IN OUT.tif"
+    else:
+        said, remedy = ", ".join(f"{each:g}" for each in value), "by an alpha band, or a mask in the picture"
     return (
-        f"large parts of it are of one value, {said}, and it declares no nodata: if they hold nothing, say so "
-        f"(gdal_translate -a_nodata {value[0]:g} IN OUT.tif), or they are segmented and count for the stretch"
+        f"large parts of it are of one value ({said}), and it declares no nodata: if they hold nothing, say so "
+        f"({remedy}), or they are segmented and count for the stretch"
     )
-
-
-def _listed(value: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{each:g}" for each in value) + ")"
 
 
 def without_transform(points: int) -> str:

@@ -70,6 +70,7 @@ class _Read:
             self.close()
             raise
         self.size, self.crs, self.transform, self.nodata = source.size, source.crs, source.transform, source.nodata
+        self._notes: list[str] | None = None
         self.gcps, self.rpcs, self.beside = source.gcps, source.rpcs, source.beside
 
     def _opened(self, job: Job) -> Source:
@@ -94,7 +95,9 @@ class _Read:
         return self._there(lambda: self._source.read(area))
 
     def notes(self) -> list[str]:
-        return self._there(self._source.notes)
+        if self._notes is None:
+            self._notes = self._there(self._source.notes)
+        return self._notes
 
     def close(self) -> None:
         self._thread.submit(self._stack.close)
