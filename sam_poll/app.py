@@ -290,7 +290,8 @@ def watch(
 
 
 def _left_behind(layout: Layout) -> bool:
-    """Whether pictures or prompts stay in the input folder because they have no partner; says which."""
+    """Whether prompts stay in the input folder because they have no picture, or pictures with something beside them
+    that may be meant as their prompt; says which. A picture with nothing beside it just waits for its prompt."""
     try:
         waiting = without_partner(layout)
     except OSError as error:
@@ -298,10 +299,10 @@ def _left_behind(layout: Layout) -> bool:
         return False
     for reason in waiting.explained.values():
         logger.warning("{}", reason)
-    if waiting:
+    if waiting.prompts or waiting.explained:
         counts = f"{screen.count(waiting.pictures, 'picture')}, {screen.count(waiting.prompts, 'prompt')}"
         logger.warning("left in {} without a partner: {}", layout.input, counts)
-    return bool(waiting)
+    return bool(waiting.prompts or waiting.explained)
 
 
 @contextmanager

@@ -99,20 +99,27 @@ class Root:
 
     def folder(self, rel: str) -> _Handle:
         """Return a handle of a folder below the directory, opened within the last second. Raises OSError."""
-        handle = self.handle()
+        root = self.handle()
         if not rel:
-            return handle
-        known = handle.folders.get(rel)
-        if known is None:
-            above, _, name = rel.rpartition("/")
-            try:
-                known = _Handle(name, within=self.folder(above).fd)
-            except OSError as error:
-                raise _in_the_way(error, f"{self.path}/{rel}") from None
-            if len(handle.folders) >= _MOST_FOLDERS:
-                handle.folders.clear()
-            handle.folders[rel] = known
-        return known
+            return root
+        known = root.folders.get(rel)
+        if known:
+            return known
+        handle, end = root, 0
+        while end < len(rel):
+            start, end = end, rel.find("/", end + 1)
+            end = len(rel) if end < 0 else end
+            known = root.folders.get(rel[:end])
+            if known is None:
+                try:
+                    known = _Handle(rel[start:end].lstrip("/"), within=handle.fd)
+                except OSError as error:
+                    raise _in_the_way(error, f"{self.path}/{rel[:end]}") from None
+                if len(root.folders) >= _MOST_FOLDERS:
+                    root.folders.clear()
+                root.folders[rel[:end]] = known
+            handle = known
+        return handle
 
     def outdated(self, rel: str) -> bool:
         """Return whether what was opened on the way to a path is opened again next time: a folder that is gone, and

@@ -292,7 +292,7 @@ def test_a_message_that_names_no_claim_is_dropped_and_the_next_one_is_answered(
     share.pair("dog")
     with watcher(share, server) as one:
         wait_until(lambda: holds(share))
-        (share.layout.work / "file").write_text("")
+        (share.work / "file").write_text("")
         with worker_door(share, server) as door:
             taken_of(door, Word(name, 1))
             assert door.dropped == 1

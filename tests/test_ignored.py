@@ -28,8 +28,8 @@ def test_folders_of_servers_and_systems_are_left_alone(share: Share, folder: str
     assert share.run_once().answered == 1
     assert share.tree("input") == [f"{folder}/dog.jpg", f"{folder}/dog.json"]
     assert status(share.layout)["input"] == {"pictures": 0, "prompts": 0, "other": 0}
-    (share.layout.input / folder / "dog.json").write_text("wrong")
-    assert not [finding for finding in oneoff.check([share.layout.input]) if finding.error]
+    (share.input / folder / "dog.json").write_text("wrong")
+    assert not [finding for finding in oneoff.check([share.input]) if finding.error]
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_what_is_left_alone_is_not_watched(share: Share, monkeypatch: pytest.Mon
     )
     ignoring(share, "raw")
     for folder in ("@eaDir", "raw", "cam1"):
-        (share.layout.input / folder).mkdir()
+        (share.input / folder).mkdir()
     with Daemon(share, rescan_s=0.05) as daemon:
         wait_until(lambda: daemon.door.scans > 1)
-    assert watched == {str(share.layout.input), str(share.layout.input / "cam1")}
+    assert watched == {str(share.input), str(share.input / "cam1")}
 
 
 def test_annotations_of_a_picture_that_is_left_alone_are_refused(share: Share) -> None:

@@ -143,8 +143,8 @@ def test_an_answer_on_a_picture_from_done_says_so_in_its_notes_and_in_the_log(sh
 
 
 def test_a_new_picture_of_an_old_name_may_take_as_long_as_the_patience(share: Share, clock: Clock, quiet: None) -> None:
-    share.layout.done.mkdir()
-    (share.layout.done / "latest.jpg").write_bytes(picture_bytes())
+    share.done.mkdir()
+    (share.done / "latest.jpg").write_bytes(picture_bytes())
     share.drop("latest.json", BOX)
     scanner = scanner_of(share, clock, patience_s=50.0)
     for _ in range(7):

@@ -15,6 +15,7 @@ from sam_poll import cli, prompts
 from sam_poll.doors import redis_messages
 from sam_poll.errors import ExitCode, PromptError
 from sam_poll.prompts import check_size, fit
+from sam_poll.safe_path import SafePath
 from sam_poll.types import Box, Point, Prompt, Size
 from tests.conftest import Share, picture_bytes
 from tests.serve_site import in_base64, site
@@ -155,7 +156,8 @@ def test_the_size_of_a_mosaics_picture_is_compared_too(share: Share) -> None:
     from sam_poll.types import Job, Mosaic
 
     picture = share.drop("ortho.png", picture_bytes(".png"))
-    job = Job("ortho", "ortho.png", picture, Mosaic(), image_size=Size(640, 480), scratch=share.root)
+    scratch = SafePath.at(share.root)
+    job = Job("ortho", "ortho.png", SafePath.beside(picture), Mosaic(), image_size=Size(640, 480), scratch=scratch)
     with pytest.raises(PromptError, match="64×48, but the prompt was made for 640×480"):
         begin(job, lambda: None, model="fake")
 
@@ -207,7 +209,7 @@ def test_one_bad_box_of_annotations_refuses_its_object_and_not_its_pictures_othe
     share.drop("annotations.xml", xml(("a.jpg", BOXED + BOXED.replace('xtl="10"', bad).replace("dog", "cat"))))
     counts = share.run_once()
     assert (counts.answered, counts.rejected) == (1, 0)
-    (prompt,) = prompts.parse((share.layout.done / "a.annotations.json").read_bytes()).prompts  # type: ignore[misc]
+    (prompt,) = prompts.parse((share.done / "a.annotations.json").read_bytes()).prompts  # type: ignore[misc]
     assert prompt.label == "dog"
     assert prompt.notes[0].startswith('object 2 "cat"')
 
@@ -215,9 +217,9 @@ def test_one_bad_box_of_annotations_refuses_its_object_and_not_its_pictures_othe
 def test_notes_of_a_prompt_are_in_its_answer(share: Share) -> None:
     share.drop("a.jpg", picture_bytes())
     share.drop("a.json", {"objects": [{"box": BOX}], "notes": ["seen twice"]})
-    code, text = command("watch", share.layout.input, "--once", "-m", "fake", "-f", "opex", "--log", "text")
+    code, text = command("watch", share.input, "--once", "-m", "fake", "-f", "opex", "--log", "text")
     assert code == ExitCode.OK, text
-    assert "seen twice" in json.dumps(json.loads((share.layout.output / "a.opex.json").read_text())["meta"])
+    assert "seen twice" in json.dumps(json.loads((share.output / "a.opex.json").read_text())["meta"])
 
 
 # ── check ──
@@ -226,7 +228,7 @@ def test_notes_of_a_prompt_are_in_its_answer(share: Share) -> None:
 def test_check_compares_annotations_with_the_pictures_beside_them(share: Share) -> None:
     share.drop("cam1/a.jpg", picture_bytes(width=128, height=96))
     share.drop("annotations.xml", xml(("in/cam1/a.jpg", BOXED)))
-    code, text = command("check", share.layout.input)
+    code, text = command("check", share.input)
     assert code == ExitCode.FAILED_JOBS
     assert 'image "in/cam1/a.jpg", image_size: the picture is 128×96, but the prompt was made for 64×48' in text
 
@@ -235,14 +237,14 @@ def test_check_finds_the_pictures_of_a_task_in_done(share: Share) -> None:
     (share.root / "done").mkdir()
     (share.root / "done/a.jpg").write_bytes(picture_bytes(width=128, height=96))
     share.drop("annotations.xml", xml(("done/a.jpg", BOXED)))
-    code, text = command("check", share.layout.input)
+    code, text = command("check", share.input)
     assert code == ExitCode.FAILED_JOBS
     assert "128×96" in text
 
 
 def test_check_names_a_bad_box_among_good_ones(share: Share) -> None:
     share.drop("annotations.xml", xml(("a.jpg", BOXED + BOXED.replace('"10"', '"nan"'))))
-    code, text = command("check", share.layout.input)
+    code, text = command("check", share.input)
     assert code == ExitCode.FAILED_JOBS
     assert 'image "a.jpg", object 2 "dog"' in text
 

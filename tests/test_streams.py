@@ -52,7 +52,7 @@ CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-
 @pytest.mark.parametrize("closed", CLOSED)
 def test_a_daemon_works_with_any_of_its_streams_closed(share: Share, closed: str) -> None:
     share.pair("dog")
-    done = shell(f"watch '{share.layout.input}' --once -m fake -f mask", closed)
+    done = shell(f"watch '{share.input}' --once -m fake -f mask", closed)
     assert done.returncode == ExitCode.OK
     assert share.tree("output") == ["dog.mask.png"]
 
@@ -83,7 +83,7 @@ def test_output_that_cannot_be_written_is_told_in_one_line(arguments: str) -> No
 
 def test_a_log_that_cannot_be_written_stops_no_work(share: Share) -> None:
     share.pair("dog")
-    assert shell(f"watch '{share.layout.input}' --once -m fake", "2>/dev/full").returncode == ExitCode.OK
+    assert shell(f"watch '{share.input}' --once -m fake", "2>/dev/full").returncode == ExitCode.OK
     assert len(share.tree("output")) == 2
 
 

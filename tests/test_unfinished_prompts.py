@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sam_poll.doors import spread
+from sam_poll.safe_path import SafePath
 from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
 from tests.test_spread import BOXED, xml
 
@@ -68,7 +69,7 @@ def test_a_prompt_that_a_writer_has_open_may_be_wrong_anywhere(share: Share) -> 
     share.drop("dog.jpg", picture_bytes())
     with Daemon(share, **HASTE, patience_s=60.0) as daemon:
         wait_until(lambda: daemon.door.scans > 0)
-        with (share.layout.input / "dog.json").open("w") as file:
+        with (share.input / "dog.json").open("w") as file:
             file.write(" " * 5 + TEXT[5:])
             file.flush()
             scans = daemon.door.scans
@@ -94,7 +95,7 @@ def test_an_annotation_file_is_spread_when_it_is_whole_and_stays_where_it_is_unt
     whole = xml(("dog.jpg", BOXED))
     share.drop("dog.jpg", picture_bytes())
     with Daemon(share, **HASTE, patience_s=60.0, lone_s=0.0) as daemon:
-        with (share.layout.input / "annotations.xml").open("w") as file:
+        with (share.input / "annotations.xml").open("w") as file:
             for part in (whole[:40], whole[40:-20]):
                 file.write(part)
                 file.flush()
@@ -118,4 +119,4 @@ def test_a_whole_annotation_file_is_parsed_once(tmp_path: Path, encoding: str, m
     path = tmp_path / "a.xml"
     path.write_bytes((xml(("dog.jpg", BOXED)) + "\n").encode(encoding))
     monkeypatch.setattr(spread.cvat_xml, "read", lambda data: pytest.fail("parsed"))
-    spread.check_complete(path)
+    spread.check_complete(SafePath.beside(path))

@@ -23,9 +23,9 @@ NEAR = [
     ("Dog.jpg", "dog.json", None, ("Dog.jpg differs in upper and lower case", "call it Dog.json")),
     ("dog.JPG", "x.json", "dog.jpg", ("dog.JPG differs in upper and lower case", 'write "image": "dog.JPG"')),
     ("dog.png", "x.json", "dog.jpg", ("dog.png has another ending", 'write "image": "dog.png"')),
-    ("dog.heic", "dog.json", None, ("dog.heic is a picture in HEIC, which is not read", "save it as JPEG")),
-    ("dog.GIF", "dog.left.json", None, ("dog.GIF is a picture in GIF, which is not read", "save it as JPEG")),
-    ("dog.avif", "x.json", "dog.avif", ("dog.avif is a picture in AVIF", "save it as JPEG")),
+    ("dog.heic", "dog.json", None, ("dog.heic is a HEIC photo, which is not read", "save it as JPEG")),
+    ("dog.GIF", "dog.left.json", None, ("dog.GIF is a GIF, which is not read", "save it as JPEG")),
+    ("dog.avif", "x.json", "dog.avif", ("dog.avif is an AVIF", "save it as JPEG")),
     ("cam1/dog.jpg", "dog.json", None, ("cam1/dog.jpg is in another folder", "put both into one folder")),
     ("dog.jpg", "cam1/x.json", "dog.jpg", ("dog.jpg is in another folder", "put both into one folder")),
     ("kitchen-7.jpg", "kitchn-7.json", None, ("the nearest name is kitchen-7.jpg", "same name")),
@@ -54,7 +54,7 @@ def test_a_prompt_without_picture_is_told_the_nearest_name(
 
 def test_a_link_beside_a_prompt_is_named(share: Share, tmp_path: Path) -> None:
     (tmp_path / "elsewhere.jpg").write_bytes(picture_bytes())
-    (share.layout.input / "dog.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (share.input / "dog.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     share.drop("dog.json", BOX)
     assert "dog.jpg is a link, and links are never followed" in reasons(share)["dog.json"]
 
@@ -144,8 +144,8 @@ def test_a_crowd_that_waits_alone_does_not_fill_the_log(
 def test_a_prompt_that_is_to_be_answered_on_a_picture_from_done_is_not_told_of(
     share: Share, clock: Clock, quiet: None, logged: list[str]
 ) -> None:
-    share.layout.done.mkdir()
-    (share.layout.done / "dog.jpg").write_bytes(picture_bytes())
+    share.done.mkdir()
+    (share.done / "dog.jpg").write_bytes(picture_bytes())
     share.drop("dog.json", BOX)
     scanner = scanner_of(share, clock, quiet_s=10.0)
     for _ in range(30):
@@ -162,10 +162,10 @@ def test_status_check_and_once_say_the_same(share: Share) -> None:
     share.drop("dog.json", BOX)
     share.pair("cat")
     sentence = "Dog.jpg differs in upper and lower case (call it Dog.json)"
-    status = Run("status", share.layout.input)
+    status = Run("status", share.input)
     assert "without a partner: 1 picture, 1 prompt" in status.out
     assert sentence in status.out
-    check = Run("check", share.layout.input)
+    check = Run("check", share.input)
     assert check.code == ExitCode.FAILED_JOBS
     assert sentence in check.out
     assert "3 fine, 1 wrong" in check.text
@@ -175,8 +175,10 @@ def test_status_check_and_once_say_the_same(share: Share) -> None:
     assert share.tree("output") == ["cat.mask.png"]
 
 
-def test_once_ends_with_3_where_a_picture_stays_behind_without_a_prompt(share: Share) -> None:
+def test_once_ends_with_3_where_what_lies_beside_a_picture_is_no_prompt_that_is_read(share: Share) -> None:
     share.drop("dog.jpg", picture_bytes())
+    assert watch_once(share).code == ExitCode.OK, "it waits for its prompt"
+    share.drop("dog.txt", "0 0.5 0.5 0.2 0.2")
     assert watch_once(share).code == ExitCode.FAILED_JOBS
     share.drop("dog.json", BOX)
     assert watch_once(share).code == ExitCode.OK
@@ -185,5 +187,5 @@ def test_once_ends_with_3_where_a_picture_stays_behind_without_a_prompt(share: S
 def test_check_takes_pictures_or_prompts_alone_as_they_are(share: Share, tmp_path: Path) -> None:
     share.drop("pictures/dog.jpg", picture_bytes())
     share.drop("prompts/dog.json", BOX)
-    assert Run("check", share.layout.input / "pictures").code == ExitCode.OK
-    assert Run("check", share.layout.input / "prompts").code == ExitCode.OK
+    assert Run("check", share.input / "pictures").code == ExitCode.OK
+    assert Run("check", share.input / "prompts").code == ExitCode.OK

@@ -16,18 +16,8 @@ from sam_poll.doors.names import Names
 from sam_poll.doors.settle import Ambiguous, Index, is_temporary, stems
 from sam_poll.errors import InputError, PromptError
 from sam_poll.fs import shown
+from sam_poll.images import not_read
 
-# Pictures of formats that are not read: ending, and what it is called.
-UNSUPPORTED_PICTURES = {
-    ".heic": "HEIC",
-    ".heif": "HEIF",
-    ".avif": "AVIF",
-    ".gif": "GIF",
-    ".jxl": "JPEG XL",
-    ".svg": "SVG",
-    ".pdf": "PDF",
-    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "camera raw"),
-}
 _UNSUPPORTED_PROMPTS = frozenset(
     {".csv", ".geojson", ".json5", ".jsonc", ".jsonl", ".jsn", ".ndjson", ".toml", ".txt", ".yaml", ".yml"}
 )
@@ -63,7 +53,7 @@ class Partners:
         for name in wanted:
             found = beside.alike.get(_key(name))
             if found:
-                near = min(found, key=lambda one: (one not in beside.links, not self._unsupported(one), one))
+                near = min(found, key=lambda one: (one not in beside.links, not not_read(one), one))
                 detail, remedy = self._describe(near, near in beside.links, image)
                 return _error(prompt, f"{lead}; {detail}", remedy)
         for name in wanted:
@@ -102,11 +92,11 @@ class Partners:
 
     def _describe(self, near: str, is_link: bool, image: str | None) -> tuple[str, str]:
         """Return what is wrong with the nearest name, and the remedy."""
-        kind, near = self._unsupported(near), shown(near)
+        kind, near = not_read(near), shown(near)
         if is_link:
             return f"{near} is a link, and links are never followed", "put the picture itself there"
         if kind:
-            return f"{near} is a picture in {kind}, which is not read", "save it as JPEG or PNG under that name"
+            return f"{near} is {kind.name}, which is not read", kind.remedy
         same = image is None or _key(image) == _key(near)
         what = "differs in upper and lower case" if same else "has another ending"
         stem = posixpath.splitext(near)[0]
@@ -134,16 +124,12 @@ class Partners:
         return self._everywhere.get(_key(name))
 
     def _like_picture(self, name: str) -> bool:
-        return not is_temporary(name) and (self._layout.is_picture(name) or self._unsupported(name) is not None)
+        return not is_temporary(name) and (self._layout.is_picture(name) or not_read(name) is not None)
 
     def _like_prompt(self, name: str, is_link: bool) -> bool:
         if is_temporary(name):
             return False
         return is_link if self._layout.is_prompt(name) else posixpath.splitext(name)[1].lower() in _UNSUPPORTED_PROMPTS
-
-    @staticmethod
-    def _unsupported(name: str) -> str | None:
-        return UNSUPPORTED_PICTURES.get(posixpath.splitext(name)[1].lower())
 
 
 def ambiguous(prompt: str, found: Ambiguous) -> PromptError:
