@@ -401,7 +401,8 @@ class SafePath:
         except OSError as error:
             if error.filename is None or not str(error.filename).startswith("/"):
                 error.filename = str(self)
-                error.filename2 = str(other) if other else None
+                if other:
+                    error.filename2 = str(other)
             raise
 
     def _walked(self, act: Callable[[int, str], T]) -> T:

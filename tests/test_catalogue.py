@@ -357,7 +357,7 @@ def test_a_prompt_replaced_while_running_is_a_job_of_its_own(alone: Drained) -> 
     gate = threading.Event()
     alone.engine = FakeEngine(gate=gate)
     alone.drop(REPLACED)
-    name, later = f"{REPLACED.stem}.json", PROMPT.replace(b"0.5", b"9.5")
+    name, later = f"{REPLACED.stem}.json", PROMPT.replace(b'"x": 0', b'"x": 9')
     run = threading.Thread(target=alone.drain)
     run.start()
     try:
