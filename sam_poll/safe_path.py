@@ -9,9 +9,9 @@ are opened without waiting for the other end of a pipe, and only regular ones.
 share cannot be given to `open`, `os` or a library by mistake. A library that opens by name gets `/dev/fd/N` of an open
 file to read, and a private folder of this machine to write in.
 
-What can still go wrong here: the root itself, and what lies above it, are trusted as they are named when it is first
-used; `check_trusted` refuses links there that another user may have planted. A folder that is moved while a file in it
-is opened is still the folder that it was.
+What can still go wrong here: whoever may write to a folder may always move, exchange and forge what lies in it. A
+folder that is moved while a file in it is opened is still the folder that it was. Hard links cannot be told from files
+when they are read; the kernel (`fs.protected_hardlinks`) lets nobody make them of files that he may not write to.
 """
 
 from __future__ import annotations
@@ -20,130 +20,26 @@ import contextlib
 import errno
 import os
 import stat
-import time
-import weakref
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from sam_poll.safe_root import FOLDER, Root, in_the_way
+
 T = TypeVar("T")
 
 FOLDER_MODE = 0o775  # less the umask: never writable for everybody
 FILE_MODE = 0o664
-_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PASS = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)  # to walk through: needs no permission to list
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_RENEW_S = 1.0  # the longest that a handle is used
-_MOST_FOLDERS = 64
-_FRESH_S = 0.05  # where something is missing behind an older one, it is looked for again behind a new one
 _LONGEST = 4095  # bytes; Linux' PATH_MAX less its end: what we make, others must be able to open
 _GONE = {errno.ENOENT, errno.ESTALE, errno.EXDEV}
-_IN_THE_WAY = "a link or a file is in a folder's place; links are not followed"
+_NOT_OURS = {errno.ELOOP, errno.ENXIO}  # a link; a pipe, a socket, a second name of another file
+_DEEPEST = 64  # folders in each other that are emptied at once, each with a descriptor
 _NEEDED = {os.open, os.stat, os.mkdir, os.rename, os.link, os.unlink, os.rmdir}
 SUPPORTED = os.supports_dir_fd >= _NEEDED and os.scandir in os.supports_fd
 """Whether this platform can act relative to directory handles at all."""
-_roots: weakref.WeakValueDictionary[str, Root] = weakref.WeakValueDictionary()
-
-
-class _Handle:
-    """A directory's descriptor, closed with the last reference: no thread loses the one that it is using.
-
-    `folders` are handles of folders that lie in it, by their paths: a job's files are touched many times in a moment.
-    """
-
-    __slots__ = ("fd", "folders", "since")
-
-    def __init__(self, path: Path | str, within: int | None = None) -> None:
-        self.fd = -1
-        self.fd = os.open(path, _PASS if within is not None else os.O_RDONLY | _FOLDER, dir_fd=within)
-        self.folders: dict[str, _Handle] = {}
-        self.since = time.monotonic()
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-class Root:
-    """A directory that is trusted as it is named, and its handle. `Root.of(path)` is the same object while it is used.
-
-    A link in the place of the directory is resolved once, at the beginning. The handle is opened again every second: a
-    share may be mounted anew, or a folder replaced, and nothing about two mounts of one disk tells them apart.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._real: Path | None = None
-        self._handle: _Handle | None = None
-
-    @staticmethod
-    def of(path: Path) -> Root:
-        """Return the root of this directory, which need not exist yet."""
-        path = path.absolute()
-        return _roots.setdefault(str(path), Root(path))
-
-    @property
-    def real(self) -> Path:
-        """The directory without links in its path, as it was when the root was first used."""
-        if self._real is None:
-            self._real = Path(os.path.realpath(self.path))
-        return self._real
-
-    def handle(self, younger_than_s: float = _RENEW_S) -> _Handle:
-        """Return a handle of the directory that is not older than this. Raises OSError."""
-        handle = self._handle
-        if handle is None or time.monotonic() - handle.since >= younger_than_s:
-            handle = self._handle = _Handle(self.real)
-        return handle
-
-    def folder(self, rel: str) -> _Handle:
-        """Return a handle of a folder below the directory, opened within the last second. Raises OSError."""
-        root = self.handle()
-        if not rel:
-            return root
-        known = root.folders.get(rel)
-        if known:
-            return known
-        handle, end = root, 0
-        while end < len(rel):
-            start, end = end, rel.find("/", end + 1)
-            end = len(rel) if end < 0 else end
-            known = root.folders.get(rel[:end])
-            if known is None:
-                try:
-                    known = _Handle(rel[start:end].lstrip("/"), within=handle.fd)
-                except OSError as error:
-                    raise _in_the_way(error, f"{self.path}/{rel[:end]}") from None
-                if len(root.folders) >= _MOST_FOLDERS:
-                    root.folders.clear()
-                root.folders[rel[:end]] = known
-            handle = known
-        return handle
-
-    def outdated(self, rel: str) -> bool:
-        """Return whether what was opened on the way to a path is opened again next time: a folder that is gone, and
-        whose name another one may have now; or the directory itself, where its handle is not quite new. Raises OSError.
-        """
-        before = self._handle
-        while before and rel:
-            rel = rel.rpartition("/")[0]
-            known = before.folders.get(rel)
-            if known and not os.fstat(known.fd).st_nlink:
-                before.folders.clear()
-                return True
-        return self.handle(_FRESH_S) is not before
-
-    def forget(self, rel: str) -> None:
-        """Open a folder again next time, and what lies in it: it is removed, or renamed."""
-        handle = self._handle
-        if handle and handle.folders.pop(rel, None):
-            for inner in [path for path in handle.folders.copy() if path.startswith(rel + "/")]:
-                handle.folders.pop(inner, None)
-
-    def renew(self) -> None:
-        """Have the next operation open the directory that lies there then."""
-        self._handle = None
 
 
 class SafePath:
@@ -169,7 +65,7 @@ class SafePath:
 
     def __truediv__(self, rel: str) -> SafePath:
         """Raises ValueError for a name that would lead out of the root."""
-        if ".." in rel or "//" in rel or rel[:1] in ("/", "") or rel.endswith("/") or "\0" in rel or rel == ".":
+        if ".." in rel or "//" in f"/{rel}/" or "/./" in f"/{rel}/" or "\0" in rel:
             rel = _checked(rel)
             if not rel:
                 return self
@@ -235,9 +131,7 @@ class SafePath:
 
     def lstat(self) -> os.stat_result:
         """Return what a name is, a link as a link; of the root, what lies in its place now. Raises OSError."""
-        if not self.rel:
-            return self.root.real.lstat()
-        return self._do(_lstat)
+        return self._do(_lstat) if self.rel else self.root.lstat()
 
     def is_dir(self) -> bool:
         """Return whether it is a folder, and no link to one. Raises OSError other than "not there"."""
@@ -277,16 +171,39 @@ class SafePath:
         return os.fdopen(self.open_file(os.O_RDONLY), "rb")
 
     def open_file(self, flags: int) -> int:
-        """Open a regular file, or with `os.O_CREAT` make one, and return its descriptor. Raises OSError."""
+        """Open a regular file, or with `os.O_CREAT` make one, and return its descriptor.
+
+        A file that has further names is opened for reading only: somebody may have linked one from elsewhere. Raises
+        OSError; ENXIO, ELOOP and such where it is something else.
+        """
 
         def opened(folder: int, name: str) -> int:
             fd = os.open(name, flags | _FILE, FILE_MODE, dir_fd=folder)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            try:
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode):
+                    raise OSError(errno.ENXIO, "it is not a file", str(self))
+                if flags & os.O_ACCMODE != os.O_RDONLY and found.st_nlink > 1:
+                    raise OSError(errno.ENXIO, "it is a second name of another file", str(self))
+            except OSError:
                 os.close(fd)
-                raise OSError(errno.ENXIO, "it is not a file", str(self))
+                raise
             return fd
 
         return self._do(opened)
+
+    def open_own(self) -> int:
+        """Open a file that only we make, or make it, for reading and writing; return its descriptor. Raises OSError.
+
+        Its content stays. What is no file of its own, such as a link or a pipe, is removed first.
+        """
+        try:
+            return self.open_file(os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+        self.unlink(missing_ok=True)
+        return self.open_file(os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def read_bytes(self, most: int = -1) -> bytes:
         """Return a regular file's content, of a long one the first `most` bytes. Raises OSError."""
@@ -298,11 +215,12 @@ class SafePath:
         return os.fdopen(self.open_file(os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
     def touch(self) -> None:
-        """Make an empty file, or give one the present time. Raises OSError."""
+        """Make an empty file, or give one the present time, as `open_own`. Raises OSError."""
+        fd = self.open_own()
         try:
-            self.create().close()
-        except FileExistsError:
-            self._do(_utime)
+            os.utime(fd)
+        finally:
+            os.close(fd)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove a file, or a link. Raises OSError."""
@@ -319,8 +237,10 @@ class SafePath:
         try:
             if self.rel:
                 self._do(_mkdir)
+            elif self.root.path.is_symlink():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
             else:
-                self.root.path.mkdir(FOLDER_MODE, parents=parents, exist_ok=exist_ok)
+                SafePath(Root(Path("/")), str(self.root.real)[1:]).mkdir(parents=parents)
         except FileExistsError:
             if not exist_ok or not self.is_dir():
                 raise
@@ -337,18 +257,19 @@ class SafePath:
 
     def remove_tree(self) -> None:
         """Remove a folder with all that lies in it; of links the links. Raises OSError."""
+        if not self.rel:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self))
 
         def removed(folder: int, name: str) -> None:
-            for _, folders, files, inside in os.fwalk(name, topdown=False, dir_fd=folder, onerror=_raised):
-                for each in files:
-                    os.unlink(each, dir_fd=inside)
-                for each in folders:
-                    if stat.S_ISLNK(os.stat(each, dir_fd=inside, follow_symlinks=False).st_mode):
-                        os.unlink(each, dir_fd=inside)
-                    else:
-                        os.rmdir(each, dir_fd=inside)
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self))
+            try:
+                fd = os.open(name, os.O_RDONLY | FOLDER, dir_fd=folder)
+            except OSError as error:
+                raise in_the_way(error, str(self)) from None
+            try:
+                while _emptied(fd, fd, 0):
+                    pass
+            finally:
+                os.close(fd)
             os.rmdir(name, dir_fd=folder)
 
         self._do(removed)
@@ -378,14 +299,18 @@ class SafePath:
         self._both(target, linked)
 
     def _both(self, target: SafePath, act: Callable[[int, str, int, str], None]) -> None:
-        self._do(lambda here, name: target._do(lambda there, other: act(here, name, there, other)), other=target)
+        target._check_length()
+
+        def acted(here: int, name: str) -> None:
+            target._walked(lambda there, other: act(here, name, there, other))
+
+        self._do(acted, other=target)
 
     # ── the walk ──
 
     def _do(self, act: Callable[[int, str], T], other: SafePath | None = None) -> T:
         """Act on the last name, relative to its folder's handle; errors name the whole path."""
-        if len(self.rel) > _LONGEST // 8 and len(os.fsencode(str(self))) > _LONGEST:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
+        self._check_length()
         try:
             try:
                 return self._walked(act)
@@ -405,6 +330,10 @@ class SafePath:
                     error.filename2 = str(other)
             raise
 
+    def _check_length(self) -> None:
+        if len(self.rel) > _LONGEST // 8 and len(os.fsencode(str(self))) > _LONGEST:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
+
     def _walked(self, act: Callable[[int, str], T]) -> T:
         folder, _, name = self.rel.rpartition("/")
         if self._kept is None or len(folder) <= len(self._kept):
@@ -412,39 +341,17 @@ class SafePath:
             return act(handle.fd, name or ".")
         handle = self.root.folder(self._kept)
         for each in folder[len(self._kept) :].lstrip("/").split("/"):
-            try:
-                handle = _Handle(each, within=handle.fd)
-            except OSError as error:
-                raise _in_the_way(error, f"{self.root.path}/{folder}") from None
+            handle = handle.inner(each, f"{self.root.path}/{folder}")
         return act(handle.fd, name)
 
     def _open_folder(self) -> int:
         def opened(folder: int, name: str) -> int:
             try:
-                return os.open(name, os.O_RDONLY | _FOLDER, dir_fd=folder)
+                return os.open(name, os.O_RDONLY | FOLDER, dir_fd=folder)
             except OSError as error:
-                raise _in_the_way(error, str(self)) from None
+                raise in_the_way(error, str(self)) from None
 
         return self._do(opened)
-
-
-def check_trusted(folder: Path) -> str | None:
-    """Say which link in a directory's path another user may have planted: one that is neither root's nor ours, in a
-    folder that everybody may write to. None: there is none."""
-    for path in (folder.absolute(), *folder.absolute().parents):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            found, around = path.lstat(), path.parent.stat()
-            foreign = found.st_uid not in (0, os.geteuid(), around.st_uid)
-            if stat.S_ISLNK(found.st_mode) and foreign and around.st_mode & stat.S_IWOTH:
-                return f"{path} is a link that user {found.st_uid} has made in a folder that everybody may write to"
-    return None
-
-
-def _in_the_way(error: OSError, way: str) -> OSError:
-    """Say what is wrong where a folder cannot be opened because it is none."""
-    if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-        return error
-    return NotADirectoryError(errno.ENOTDIR, _IN_THE_WAY, way)
 
 
 def _checked(rel: str) -> str:
@@ -458,16 +365,33 @@ def _unpickled(root: Path, rel: str, kept: str | None) -> SafePath:
     return SafePath(Root.of(root), rel, kept)
 
 
-def _raised(error: OSError) -> None:
-    raise error
+def _emptied(folder: int, top: int, depth: int) -> bool:
+    """Remove all that lies in a folder; of links the links. Returns whether something is left in `top`.
+
+    What lies very deep is moved up to `top` instead: each level takes a descriptor.
+    """
+    moved = False
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_dir in found:
+        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+            if not is_dir:
+                os.unlink(name, dir_fd=folder)
+            elif depth == _DEEPEST:
+                os.rename(name, uuid.uuid4().hex, src_dir_fd=folder, dst_dir_fd=top)
+                moved = True
+            else:
+                inner = os.open(name, os.O_RDONLY | FOLDER, dir_fd=folder)
+                try:
+                    moved = _emptied(inner, top, depth + 1) or moved
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=folder)
+    return moved
 
 
 def _lstat(folder: int, name: str) -> os.stat_result:
     return os.stat(name, dir_fd=folder, follow_symlinks=False)
-
-
-def _utime(folder: int, name: str) -> None:
-    os.utime(name, dir_fd=folder, follow_symlinks=False)
 
 
 def _unlink(folder: int, name: str) -> None:

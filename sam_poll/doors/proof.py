@@ -22,7 +22,8 @@ from loguru import logger
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import ShareError
 from sam_poll.fs import TEMP_PREFIX
-from sam_poll.safe_path import SUPPORTED, check_trusted
+from sam_poll.safe_path import SUPPORTED
+from sam_poll.safe_root import check_trusted
 
 SENTINEL = TEMP_PREFIX + "share"
 PROBE = TEMP_PREFIX + "probe"

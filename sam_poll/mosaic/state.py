@@ -121,7 +121,7 @@ class State:
         """Whether a name, or a tile, is ours alone until the end of the `with`. FileNotFoundError: all has been cleared
         away."""
         path = self._tiles / f"tile-{name:05d}.lock" if isinstance(name, int) else self.folder / f"{name}.lock"
-        with os.fdopen(path.open_file(os.O_RDWR | os.O_CREAT), "rb+") as lock:  # which leaves its time alone
+        with os.fdopen(path.open_own(), "rb+") as lock:  # which leaves its time alone
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
