@@ -367,3 +367,12 @@ def test_where_no_file_can_be_written_the_clock_is_not_asked(proved: Share, monk
     found = share.look(settings_for(proved))
     assert [f.name for f in found if f.level == "problem"] == ["rename"]
     assert not about(found, "clock")
+
+
+def test_folders_that_everybody_may_write_to_are_found(proved: Share) -> None:
+    for name in ("in", "work", "done"):
+        (proved.root / name).chmod(0o777)
+    found = the(share.look(settings_for(proved)), "rights")
+    assert found.level == "warning"
+    assert f"{proved.root}/work {proved.root}/done`" in (found.remedy or "")
+    assert f"{proved.root}/in " in (found.remedy or "")

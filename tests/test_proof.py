@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sam_poll.doors import proof
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.layout import Layout
-from sam_poll.doors.proof import SENTINEL, Sentinel, prove
+from sam_poll.doors.proof import SENTINEL, Sentinel, open_to_all, prove
 from sam_poll.doors.scan import Manners
 from sam_poll.errors import ShareError
 from sam_poll.safe_path import SafePath
@@ -300,3 +301,46 @@ def test_a_probe_that_others_take_away_again_and_again_is_given_up_at_last(
     with pytest.raises(ShareError):
         prove(share.layout)
     assert len(tries) > 5
+
+
+OWN = ["work", "out", "done", "failed"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o002, 0o077])
+def test_the_daemons_own_folders_are_never_made_writable_for_everybody(umask: int, share: Share) -> None:
+    before = os.umask(umask)
+    try:
+        share.pair("cam1/dog")
+        share.pair("cam1/cat", prompt={"box": {}})
+        share.run_once()
+    finally:
+        os.umask(before)
+    made = [path for name in OWN for path in (share.root / name, *(share.root / name).rglob("*")) if path.is_dir()]
+    assert share.root / "done" / "cam1" in made
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o775 & ~umask}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_folder_that_everybody_may_write_to_is_named_once_with_the_remedy(
+    name: str, share: Share, logged: list[str]
+) -> None:
+    prove(share.layout)
+    assert open_to_all(share.layout) is None
+    (share.root / name).chmod(0o1777)
+    share.pair("dog")
+    share.run_once()
+    (line,) = [line for line in logged if "everybody" in line]
+    assert line.startswith("WARNING")
+    assert f"chmod o-w {share.root / name}`" in line
+    assert len(share.tree("output")) == 1, "it is no reason to stop"
+
+
+def test_the_folder_above_is_named_where_everybody_may_exchange_what_lies_in_it(share: Share) -> None:
+    prove(share.layout)
+    share.input.chmod(0o777)
+    share.root.chmod(0o1777)
+    assert open_to_all(share.layout) is None
+    share.root.chmod(0o777)
+    what, remedy = open_to_all(share.layout) or ("", "")
+    assert f"write to {share.root}:" in what
+    assert f"chmod o-w {share.root}`" in remedy

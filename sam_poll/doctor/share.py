@@ -26,7 +26,7 @@ from sam_poll.doctor import inotify
 from sam_poll.doctor.findings import Finding, Late, looked, remedy_of
 from sam_poll.doors import lease
 from sam_poll.doors.layout import Layout
-from sam_poll.doors.proof import PROBE, SENTINEL, prove
+from sam_poll.doors.proof import PROBE, SENTINEL, open_to_all, prove
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ShareError
 from sam_poll.fs import shown
@@ -60,6 +60,7 @@ def look(settings: Settings, limit_s: float = LIMIT_S) -> list[Finding]:
     layout = layout_of(settings)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("folders", partial(_folders, layout)),
+        ("rights", partial(_rights, layout)),
         ("file system", partial(_file_system, layout)),
         ("new files", partial(_watching, settings)),
         ("rename", partial(_rename, layout, settings)),
@@ -123,6 +124,12 @@ def _makeable(name: str, folder: Path) -> Iterator[Finding]:
 def _above(folder: Path) -> Path:
     """The folder itself, or the nearest above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _rights(layout: Layout) -> Iterator[Finding]:
+    said = open_to_all(layout)
+    if said:
+        yield Finding("share", "rights", "warning", said[0], str(layout.work), said[1])
 
 
 def _file_system(layout: Layout) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ from sam_poll.doors.janitor import Janitor
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.lease import Life, Watch
 from sam_poll.doors.looks import NEVER, look
-from sam_poll.doors.proof import Sentinel, prove, unusable
+from sam_poll.doors.proof import Sentinel, open_to_all, prove, unusable
 from sam_poll.doors.scan import Manners, Ready, Scanner, by_picture
 from sam_poll.doors.scratch import Scratch
 from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
@@ -77,6 +77,9 @@ class FolderDoor:
     def __enter__(self) -> FolderDoor:
         layout, manners = self.layout, self.manners
         prove(layout, manners.sentinel)
+        said = open_to_all(layout)
+        if said:
+            logger.warning("{}: {}", *map(shown, said))
         with ExitStack() as stack:
             try:
                 self._sentinel = Sentinel(layout, manners.sentinel)

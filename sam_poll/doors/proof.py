@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import random
+import stat
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -119,6 +120,25 @@ def _travel(layout: Layout, probe_name: str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             probe.unlink()
+
+
+def open_to_all(layout: Layout) -> tuple[str, str] | None:
+    """What to say, and what to do, where everybody may write to one of the daemon's own folders. None: nobody may.
+
+    Who may write to the folder that they lie in may exchange them, unless it has the sticky bit. Whose the files in
+    them are is not judged: network shares may tell one owner for all.
+    """
+    own = [layout.work, layout.output, layout.done, layout.failed]
+    found = [folder.path for folder in own if folder.is_dir() and folder.lstat().st_mode & stat.S_IWOTH]
+    for above in dict.fromkeys(folder.root.real.parent for folder in own):
+        with contextlib.suppress(OSError):
+            if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                found.append(above)
+    if not found:
+        return None
+    names = " ".join(map(str, found))
+    what = f"everybody may write to {names}: others may take, exchange or forge jobs and answers"
+    return what, f"`chmod o-w {names}`; who drops files needs to write to {layout.input} only (docs/operations.md)"
 
 
 def unusable(name: str, folder: object, error: OSError) -> ShareError:
