@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from sam_poll.safe_root import FOLDER, Root, in_the_way
+from sam_poll.safe_root import FOLDER, Root, in_the_way, inner
 
 T = TypeVar("T")
 
@@ -237,10 +237,11 @@ class SafePath:
         try:
             if self.rel:
                 self._do(_mkdir)
-            elif self.root.path.is_symlink():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
             else:
-                SafePath(Root(Path("/")), str(self.root.real)[1:]).mkdir(parents=parents)
+                real = SafePath(Root(Path("/")), str(self.root.real)[1:])
+                if self.root.path.is_symlink():
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+                real.mkdir(parents=parents)
         except FileExistsError:
             if not exist_ok or not self.is_dir():
                 raise
@@ -328,7 +329,8 @@ class SafePath:
                 error.filename = str(self)
                 if other:
                     error.filename2 = str(other)
-            raise
+            error.__context__ = None  # or who keeps the error keeps the frames of the walk, and what they have open
+            raise error.with_traceback(None) from None
 
     def _check_length(self) -> None:
         if len(self.rel) > _LONGEST // 8 and len(os.fsencode(str(self))) > _LONGEST:
@@ -341,7 +343,7 @@ class SafePath:
             return act(handle.fd, name or ".")
         handle = self.root.folder(self._kept)
         for each in folder[len(self._kept) :].lstrip("/").split("/"):
-            handle = handle.inner(each, f"{self.root.path}/{folder}")
+            handle = inner(handle.fd, each, f"{self.root.path}/{folder}")
         return act(handle.fd, name)
 
     def _open_folder(self) -> int:

@@ -43,13 +43,6 @@ class Handle:
         self.folders: dict[str, Handle] = {}
         self.since = time.monotonic()
 
-    def inner(self, name: str, place: str) -> Handle:
-        """Open a folder that lies in it, to walk through; `place` is its path, to be shown. Raises OSError."""
-        try:
-            return Handle(os.open(name, _PASS, dir_fd=self.fd))
-        except OSError as error:
-            raise in_the_way(error, place) from None
-
     def __del__(self) -> None:
         os.close(self.fd)
 
@@ -96,12 +89,14 @@ class Root:
         try:
             for folder in folders:
                 place = f"{place}/{folder}"
-                handle = handle.inner(folder, place)
+                handle = inner(handle.fd, folder, place)
             yield handle.fd, name
         except OSError as error:
             if not str(error.filename).startswith("/"):
                 error.filename = str(self.path)
             raise in_the_way(error, error.filename) from None
+        finally:
+            del handle  # or who keeps the error keeps it open
 
     def handle(self, younger_than_s: float = _RENEW_S) -> Handle:
         """Return a handle of the directory that is not older than this. Raises OSError."""
@@ -128,7 +123,7 @@ class Root:
             end = len(rel) if end < 0 else end
             known = root.folders.get(rel[:end])
             if known is None:
-                known = handle.inner(rel[start:end].lstrip("/"), f"{self.path}/{rel[:end]}")
+                known = inner(handle.fd, rel[start:end].lstrip("/"), f"{self.path}/{rel[:end]}")
                 if len(root.folders) >= _MOST_FOLDERS:
                     root.folders.clear()
                 root.folders[rel[:end]] = known
@@ -158,6 +153,14 @@ class Root:
     def renew(self) -> None:
         """Have the next operation open the directory that lies there then."""
         self._handle = None
+
+
+def inner(fd: int, name: str, place: str) -> Handle:
+    """Open a folder in that of a descriptor, to walk through; `place` is its path, to be shown. Raises OSError."""
+    try:
+        return Handle(os.open(name, _PASS, dir_fd=fd))
+    except OSError as error:
+        raise in_the_way(error, place) from None
 
 
 def in_the_way(error: OSError, place: str) -> OSError:

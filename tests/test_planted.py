@@ -21,6 +21,7 @@ from tests.planted_parts import (
     DEAD,
     FOLDERS,
     KINDS,
+    LEASE_S,
     MOSAIC,
     WHO,
     XML,
@@ -101,23 +102,28 @@ BODIES: dict[str, Callable[[str], bytes | dict[str, object] | str]] = {
 }
 
 
+AS_USER = ("link to a file", "link to a folder", "hard link", "pipe")
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("plant", [fixed_names, names_in_claims, names_in_mosaics], ids=lambda plant: plant.__name__)
 def test_whatever_is_planted_under_a_name_nothing_outside_changes(
     plant: Callable[[Site, str], None], kind: str, place: Site
 ) -> None:
+    if place.who == "user" and len(WHO) > 1 and kind not in AS_USER:
+        pytest.skip("root has tried it")
     plant(place, kind)
     place.before = place.outside_now()
-    place.once(8)
-    place.check()
-    if plant is not names_in_mosaics:
-        place.commands()
-        place.check()
     with place.watching():
         place.pair("in/late")
         with suppress(AssertionError):
-            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 2)
+            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 3 + LEASE_S)
     place.check()
+    if plant is fixed_names:
+        place.commands()
+        place.check()
+        place.once(8)
+        place.check()
 
 
 @pytest.mark.parametrize("row", sorted(SUBFOLDERS))
@@ -129,14 +135,14 @@ def test_no_subfolder_that_is_a_link_is_entered(row: str, kind: str, place: Site
         place.drop(f"failed/p/{stem}.error.json", {"files": [f"{stem}.jpg", f"{stem}.json"]})
     place.plant(row, kind)
     place.before = place.outside_now()
-    place.once(6)
-    place.commands()
-    place.check()
     with place.watching():
         place.pair("in/late")
         with suppress(AssertionError):
-            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 3)
+            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 3 + LEASE_S)
     place.check()
+    if row in ("in/p", "out/p1"):
+        place.commands()
+        place.check()
 
 
 def exchange(made: Site, over: threading.Event, name: str, target: Path) -> None:
