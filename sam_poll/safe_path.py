@@ -347,12 +347,18 @@ class SafePath:
         return act(handle.fd, name)
 
     def _open_folder(self) -> int:
+        """Raises OSError; NotADirectoryError also for what nobody could open by its name: a walk passes it over."""
+
         def opened(folder: int, name: str) -> int:
             try:
                 return os.open(name, os.O_RDONLY | FOLDER, dir_fd=folder)
             except OSError as error:
                 raise in_the_way(error, str(self)) from None
 
+        try:
+            self._check_length()
+        except OSError as error:
+            raise NotADirectoryError(error.errno, error.strerror, str(self)) from None
         return self._do(opened)
 
 

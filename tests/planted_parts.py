@@ -149,6 +149,12 @@ class Site:
             self._is_the_attackers(each, 0o777 if each.is_dir() else 0o666)
         return path
 
+    def folder(self, name: str) -> Path:
+        path = self.share / name
+        path.mkdir()
+        self._is_the_attackers(path, 0o777)
+        return path
+
     def pair(self, stem: str, prompt: dict[str, Any] | None = None, ending: str = ".jpg", side: int = 64) -> None:
         self.drop(f"{stem}{ending}", picture_bytes(ending, width=side, height=side))
         self.drop(f"{stem}.json", prompt or BOX)
@@ -256,10 +262,14 @@ class Site:
             found[str(path.relative_to(self.base))] = (s.st_mode, s.st_uid, s.st_gid, stamp, names)
         return found
 
-    def check(self) -> None:
+    def check_outside(self) -> None:
         now = self.outside_now()
         touched = sorted(name for name in {*now, *self.before} if now.get(name) != self.before.get(name))
         assert not touched, f"touched: {touched}"
+
+    def check(self) -> None:
+        """Nothing outside has changed, and nothing that was made is writable for everybody."""
+        self.check_outside()
         for path in self.share.rglob("*"):
             mode = path.lstat().st_mode
             if path.lstat().st_uid in (0, USER) and not path.is_symlink() and path.parent != self.share:

@@ -463,3 +463,11 @@ def test_a_folder_that_turns_into_a_link_and_back_never_leads_out(root: SafePath
         thread.join()
     assert state_of(outside) == before
     assert {NotADirectoryError, None} <= met, "both were met"
+
+
+def test_a_folder_that_nobody_could_open_by_its_name_is_none_to_a_walk(root: SafePath) -> None:
+    path = root
+    while len(str(path)) < 4200:
+        path = path / ("d" * 200)
+    with pytest.raises(NotADirectoryError, match="too long"):
+        path.names()

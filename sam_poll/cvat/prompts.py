@@ -125,7 +125,7 @@ class _Work:
         copies: bool,
         tally: Tally,
     ) -> None:
-        self._root, self._output = root.resolve(), SafePath.at(output.resolve())
+        self._root, self._output = root.resolve(), SafePath.at(SafePath.at(output).root.real)
         self._work, self._done = (SafePath.at(self._output.path.parent / name) for name in ("work", "done"))
         self._labels, self._negatives, self._copies, self._tally = frozenset(labels), negatives, copies, tally
         below = listed(self._root, (self._output.path, self._done.path))
