@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 from sam_poll.safe_path import SafePath
 
@@ -141,6 +143,22 @@ def move_new(source: SafePath, target: SafePath) -> None:
             raise
         target.parent.mkdir(parents=True, exist_ok=True)
         rename(source, target)
+
+
+def read_json(path: SafePath, most: int = 1 << 20) -> Any:
+    """Return what a JSON file on the share says, which anybody may have written.
+
+    Raises OSError; ValueError where it is no JSON, longer than `most` bytes, or nested too deep.
+    """
+    return json_of(path.read_bytes(most))
+
+
+def json_of(body: bytes) -> Any:
+    """As `read_json`."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def exists(path: SafePath) -> bool:

@@ -288,6 +288,28 @@ def _socket(path: Path, place: Path) -> None:
     (place / "s").rename(path)
 
 
+ODD = {
+    "nested": "[" * 100_000,
+    "types": json.dumps(
+        {
+            **{"files": [3, {}, None], "lease_s": "x", "alarms": [1, {"kind": 3}], "picture": [["work"], 5]},
+            **{"claim": 3, "waits": [], "id": "a/../../b", "name": [], "prompts": {"mosaic": {"tile": -1}}},
+        }
+    ),
+    "leads out": json.dumps(
+        {
+            **{"files": ["../../outside/x", "/etc/passwd"], "picture": ["in", "../../outside/x"], "claim": ".."},
+            **{"waits": "../x", "id": "../../outside/x", "name": "x", "prompts": {"mosaic": True}},
+            **{"lease_s": float("inf"), "alarms": {"kind": "x"}},
+        }
+    ),
+}
+
+
+def _odd(name: str) -> Callable[[Path, Path], object]:
+    return lambda path, place: path.write_text(ODD[name])
+
+
 KINDS: dict[str, Callable[[Path, Path], object]] = {
     "link to a file": lambda path, place: path.symlink_to(place / "file"),
     "link to a folder": lambda path, place: path.symlink_to(place / "folder"),
@@ -296,6 +318,9 @@ KINDS: dict[str, Callable[[Path, Path], object]] = {
     "folder of links": _folder_of_links,
     "pipe": lambda path, place: os.mkfifo(path),
     "socket": _socket,
+    "JSON nested too deep": _odd("nested"),
+    "JSON of wrong types": _odd("types"),
+    "JSON that leads out": _odd("leads out"),
 }
 
 

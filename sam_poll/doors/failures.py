@@ -16,7 +16,7 @@ from importlib import metadata
 from sam_poll import __version__
 from sam_poll.doors.layout import ERROR_ENDING
 from sam_poll.errors import SamPollError
-from sam_poll.fs import NAME_MAX, cut, exists
+from sam_poll.fs import NAME_MAX, cut, exists, read_json
 from sam_poll.safe_path import SafePath
 from sam_poll.types import Job
 
@@ -59,9 +59,10 @@ def files_of(report: SafePath) -> list[str]:
     """The inputs that a report names. Plain names beside it and nothing else: anybody on the share can write one.
     OSError: it cannot be read now, which says nothing of what is in it."""
     try:
-        listed = json.loads(report.read_bytes(_MAX_REPORT)).get("files", [])
+        listed = read_json(report, _MAX_REPORT).get("files", [])
     except (ValueError, AttributeError):
         listed = []
+    listed = listed if isinstance(listed, list) else []
     return [f for f in listed if isinstance(f, str) and f == os.path.basename(f) and f not in ("", ".", "..")]
 
 

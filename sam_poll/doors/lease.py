@@ -26,7 +26,7 @@ from uuid import uuid4
 from loguru import logger
 
 from sam_poll.alarms import Alarms
-from sam_poll.fs import NO_FILE, TEMP_PREFIX
+from sam_poll.fs import NO_FILE, TEMP_PREFIX, json_of
 from sam_poll.safe_path import SafePath
 
 PREFIX = TEMP_PREFIX + "worker-"
@@ -267,7 +267,7 @@ def read(worker: str, path: SafePath, now: float) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        said = json.loads(body)
+        said = json_of(body)
     except ValueError:  # read while it was written
         said = {}
     said = said if isinstance(said, dict) else {}

@@ -28,7 +28,7 @@ from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Listing
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import PromptError
-from sam_poll.fs import NO_FILE, TEMP_PREFIX, exists, shown, write_whole
+from sam_poll.fs import NO_FILE, TEMP_PREFIX, exists, read_json, shown, write_whole
 from sam_poll.safe_path import SafePath
 from sam_poll.types import ADVANCED, Job, Mosaic
 
@@ -135,7 +135,7 @@ class Scratch:
             place, below = about["picture"]
             picture = self._layout.folders[place] / below
             asked = prompts.parse(json.dumps(about["prompts"]).encode()).prompts
-        except (PromptError, ValueError, KeyError, TypeError):  # of a newer version
+        except (PromptError, ValueError, KeyError, TypeError, RecursionError):  # of a newer version
             return None
         if not isinstance(asked, Mosaic) or not exists(picture):
             return None
@@ -169,7 +169,7 @@ class Scratch:
     def _about(self, folder: SafePath) -> dict[str, Any] | None:
         """None: it is just being made, or is none of ours. Others may have written it."""
         try:
-            about = json.loads((folder / _OPEN).read_bytes(_MAX_ABOUT))
+            about = read_json(folder / _OPEN, _MAX_ABOUT)
         except ValueError:
             return None
         except OSError as error:

@@ -19,7 +19,7 @@ from typing import Any
 from loguru import logger
 
 from sam_poll.errors import UsageError
-from sam_poll.fs import exists, shown, sync_folder, write_whole
+from sam_poll.fs import exists, read_json, shown, sync_folder, write_whole
 from sam_poll.mosaic import labels
 from sam_poll.mosaic.source import opened
 from sam_poll.mosaic.state import FOLDER, POLL_S, clear_after
@@ -135,7 +135,7 @@ def _once(engine: Callable[[], Engine]) -> Callable[[], Engine]:
 
 def _finished(output: SafePath, job: Mapping[str, Any]) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
-        found = json.loads((output / STATS).read_bytes())
+        found = read_json(output / STATS)
         if isinstance(found, dict) and found.get("job") == job:
             complete = all((output / name).is_file() for name in (RASTER, GEOPACKAGE, GEOJSON))
             return found if complete else None

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam_poll.errors import UsageError
-from sam_poll.fs import TEMP_PREFIX, move_new, write_synced, write_whole
+from sam_poll.fs import TEMP_PREFIX, move_new, read_json, write_synced, write_whole
 from sam_poll.mosaic.passes import Numbers
 from sam_poll.safe_path import SafePath
 
@@ -96,7 +96,7 @@ class State:
         left = None
         if path.is_file():
             with contextlib.suppress(ValueError):
-                left = json.loads(path.read_bytes())
+                left = read_json(path)
             left = left if isinstance(left, dict) else {}  # of none that we know
         if left == job:
             return
@@ -218,9 +218,11 @@ class State:
 def clear_after(folder: SafePath, job: Mapping[str, Any]) -> None:
     """Remove what is left of a mosaic that is finished, unless another one has been begun there."""
     try:
-        left = json.loads((folder / _JOB).read_bytes())
+        left = read_json(folder / _JOB)
     except FileNotFoundError:
         left = job
+    except ValueError:  # of none that we know
+        left = None
     if left == job:
         _removed(folder)
 
