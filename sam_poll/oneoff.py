@@ -254,7 +254,7 @@ def _is_annotations(name: str) -> bool:
 def _annotations(path: Path) -> Finding:
     """Whether all its pictures would get a prompt file, each object of them an answer, and are of the size stated."""
     try:
-        for annotated, chosen in asked(path.read_bytes(), path.name, images.is_picture)[0]:
+        for annotated, chosen in asked(_content(path), path.name, images.is_picture)[0]:
             _check_asked(annotated, chosen, _lies_near(path, annotated.name))
     except OSError as error:
         return Finding(path, InputError(f"cannot be read: {error.strerror}"))
@@ -298,14 +298,18 @@ def _tiled(folder: Path, names: Iterable[str], index: Index) -> set[Path]:
     found = set()
     for name in filter(_is_prompt, names):
         try:
-            with (folder / name).open("rb") as file:
-                read = prompts.parse(file.read(prompts.MAX_BYTES + 1))
+            read = prompts.parse(_content(folder / name, prompts.MAX_BYTES + 1))
         except (OSError, PromptError):
             continue  # said where it is looked at itself
         picture = (folder / name).with_name(read.image) if read.image else _partner(folder, name, index)
         if picture and isinstance(read.prompts, Mosaic):
             found.add(picture)
     return found
+
+
+def _content(path: Path, most: int = -1) -> bytes:
+    """A regular file's bytes. What was one when it was listed may be a pipe by now, which nobody waits for. OSError."""
+    return SafePath.beside(path.resolve()).read_bytes(most)
 
 
 def _open(path: Path) -> Finding:
@@ -327,7 +331,7 @@ def _open(path: Path) -> Finding:
 
 def _look(path: Path, picture: Path | None) -> Finding:
     try:
-        data = path.read_bytes()
+        data = _content(path)
         if not _is_prompt(path.name):
             images.read_header(data)
             return Finding(path)

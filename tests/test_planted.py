@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sam_poll import oneoff
+from sam_poll.doors.layout import walk
+from sam_poll.safe_path import SafePath
 from tests.conftest import BOX, picture_bytes, wait_until
 from tests.planted_parts import (
     CLAIM,
@@ -110,7 +113,7 @@ def test_whatever_is_planted_under_a_name_nothing_outside_changes(
     plant: Callable[[Site, str], None], kind: str, place: Site
 ) -> None:
     if place.who == "user" and len(WHO) > 1 and kind not in AS_USER:
-        pytest.skip("root has tried it")
+        pytest.skip("tried as root")
     plant(place, kind)
     place.before = place.outside_now()
     with place.watching():
@@ -241,6 +244,24 @@ def test_a_link_that_takes_a_roots_place_while_the_daemon_works_is_not_followed(
             place.pair("in/second")
         process.join(2.5)  # longer than any handle is used
     place.check()
+
+
+def test_check_waits_for_no_pipe_that_has_just_taken_a_files_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchanged(root: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        for name, entry in list(walk(root)):
+            (root.path / name).unlink()
+            os.mkfifo(root.path / name)
+            yield name, entry
+
+    names = ["a.jpg", "a.json", "b.xml"]
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(oneoff, "walk", exchanged)
+    found = {finding.path.name: str(finding.error) for finding in oneoff.check([tmp_path])}
+    assert sorted(found) == names
+    assert all("cannot be read" in said for said in found.values())
 
 
 def test_very_deep_folders_stop_nothing_else(place: Site) -> None:
