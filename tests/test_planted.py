@@ -104,6 +104,16 @@ BODIES: dict[str, Callable[[str], bytes | dict[str, object] | str]] = {
 }
 
 
+def work_on(made: Site) -> None:
+    """A daemon works until it has taken over what a dead one has left, and has answered a further job; or cannot."""
+    claims = list(made.share.glob(f"work/**/*@{DEAD}"))
+    with made.watching():
+        made.pair("in/late")
+        with suppress(AssertionError):
+            wait_until(lambda: (made.share / "out/late.mask.png").exists(), 3 + LEASE_S)
+            wait_until(lambda: not any(map(os.path.lexists, claims)), 4 + 2 * LEASE_S)
+
+
 AS_USER = ("link to a file", "link to a folder", "hard link", "pipe")
 
 
@@ -116,16 +126,42 @@ def test_whatever_is_planted_under_a_name_nothing_outside_changes(
         pytest.skip("tried as root")
     plant(place, kind)
     place.before = place.outside_now()
-    with place.watching():
-        place.pair("in/late")
-        with suppress(AssertionError):
-            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 3 + LEASE_S)
+    work_on(place)
     place.check()
     if plant is fixed_names:
         place.commands()
         place.check()
         place.once(8)
         place.check()
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "dangling link", "pipe"])
+@pytest.mark.parametrize("name", [".answered", ".report", ".held", ".shares_stem", ".making", ".prompts", "c.jpg"])
+def test_no_name_in_a_dead_daemons_claim_leads_out(name: str, kind: str, place: Site) -> None:
+    """Each alone: one that cannot be taken over may hold others up."""
+    if place.who == "user" and len(WHO) > 1:
+        pytest.skip("tried as root")
+    if name in (".making", ".prompts"):
+        place.drop(f"work/.c.xml/{CLAIM}/c.xml", XML.format("c.jpg"))
+        place.plant(f"work/.c.xml/{CLAIM}/{name}", kind)
+    else:
+        for stem, prompt in (("c", BOX), ("c.left", BOX), ("c.bad", {"box": {"x0": 0}})):
+            place.drop(f"work/.c.jpg/{CLAIM.replace('n1', 'n3')}/{stem}.json", prompt)
+        if name != "c.jpg":
+            place.drop(f"work/.c.jpg/{CLAIM.replace('n1', 'n3')}/c.jpg", picture_bytes())
+        place.plant(f"work/.c.jpg/{CLAIM.replace('n1', 'n3')}/{name}", kind)
+    place.before = place.outside_now()
+    work_on(place)
+    place.check()
+
+
+@pytest.mark.parametrize("name", [f".x.jpg/{CLAIM}", f".x.jpg/g2.input@{DEAD}", ".x.jpg"])
+def test_a_claim_that_is_a_link_to_a_folder_is_none(name: str, place: Site) -> None:
+    place.plant(f"work/{name}", "link to a folder")
+    place.before = place.outside_now()
+    work_on(place)
+    place.check()
+    assert (place.share / "out/late.mask.png").exists()
 
 
 @pytest.mark.parametrize("row", sorted(SUBFOLDERS))
@@ -137,10 +173,7 @@ def test_no_subfolder_that_is_a_link_is_entered(row: str, kind: str, place: Site
         place.drop(f"failed/p/{stem}.error.json", {"files": [f"{stem}.jpg", f"{stem}.json"]})
     place.plant(row, kind)
     place.before = place.outside_now()
-    with place.watching():
-        place.pair("in/late")
-        with suppress(AssertionError):
-            wait_until(lambda: (place.share / "out/late.mask.png").exists(), 3 + LEASE_S)
+    work_on(place)
     place.check()
     if row in ("in/p", "out/p1"):
         place.commands()
