@@ -7,6 +7,8 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP  := $(VENV)/.installed
 READY  := $(VENV)/.ready
 FUZZ_SECONDS ?= 600
+TORTURE_MINUTES ?= 60
+TORTURE ?=
 BENCH ?= cpu
 
 # pip keeps what it has downloaded in the home folder. A container's user without one has it here, for the next try.
@@ -14,7 +16,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export PIP_CACHE_DIR ?= $(abspath $(VENV))/.pip-cache
 endif
 
-.PHONY: help venv demo test check lint types format clean chaos soak fuzz bench
+.PHONY: help venv demo test check lint types format clean chaos torture soak fuzz bench
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -68,6 +70,10 @@ chaos: $(READY) ## daemons are killed, frozen and starved for half an hour; noth
 		$(BIN)/python -m tools.chaos_sweep --blow $$blow --after || exit 1; done
 	@$(BIN)/python -m tools.chaos_scenarios
 	@SAM_POLL_SWEEP=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/test_mosaic_crashes.py
+
+# Further flags: make torture TORTURE='--root /tmp --root overlay:/var/tmp --without foreign'
+torture: $(READY) ## writers, users who plant links and junk, and kills, for TORTURE_MINUTES; nothing may be lost or touched
+	@$(BIN)/python -m tools.torture --minutes $(TORTURE_MINUTES) $(TORTURE)
 
 soak: $(READY) ## 10,000 jobs through one daemon: memory, handles and threads stay flat
 	@$(BIN)/python -m tools.soak

@@ -198,7 +198,7 @@ class Tormentor:
             if self._rng.random() < 0.5:
                 year = self._rng.choice(_YEARS)
                 try:
-                    os.utime(path, (year, year))
+                    os.utime(path, (year, year), follow_symlinks=False)
                 except FileNotFoundError:
                     continue
 

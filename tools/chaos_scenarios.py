@@ -42,13 +42,15 @@ _FEW = 6
 # ── mounts ──
 
 
-def _mount(*arguments: object) -> None:
+def mount(*arguments: object) -> None:
+    """`mount`; OSError says what it said."""
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(done.stderr.strip() or "mount failed")
 
 
-def _unmount(path: Path) -> None:
+def unmount(path: Path) -> None:
+    """Take one mount away, also one that is in use."""
     subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)
 
 
@@ -58,10 +60,10 @@ def cannot_mount() -> str | None:
         return "mounting needs root"
     with tempfile.TemporaryDirectory(prefix="sam_poll-chaos-") as folder:
         try:
-            _mount("-t", "tmpfs", "-o", "size=64k", "none", folder)
+            mount("-t", "tmpfs", "-o", "size=64k", "none", folder)
         except OSError as error:
             return f"nothing can be mounted here: {error}"
-        _unmount(Path(folder))
+        unmount(Path(folder))
     return None
 
 
@@ -71,15 +73,15 @@ def _disk(root: Path, size: str) -> Iterator[tuple[Path, Path]]:
     below, share = root / "disk", root / "share"
     for folder in (below, share, root / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
-    _mount("-t", "tmpfs", "-o", f"size={size}", "none", below)
+    mount("-t", "tmpfs", "-o", f"size={size}", "none", below)
     try:
         (below / "in").mkdir()
-        _mount("--bind", below, share)
+        mount("--bind", below, share)
         yield below, share
     finally:
         for _ in range(3):
-            _unmount(share)
-        _unmount(below)
+            unmount(share)
+        unmount(below)
 
 
 # ── what all of them look at ──
@@ -181,12 +183,12 @@ def read_only(root: Path) -> None:
 @contextlib.contextmanager
 def _cannot_write(disk: Path, share: Path) -> Iterator[None]:
     """`share` is read-only within this. A mount with files open for writing refuses that, so it gets one on top."""
-    _mount("--bind", disk, share)
-    _mount("-o", "remount,bind,ro", share)
+    mount("--bind", disk, share)
+    mount("-o", "remount,bind,ro", share)
     try:
         yield
     finally:
-        _unmount(share)
+        unmount(share)
 
 
 def share_away(root: Path) -> None:
@@ -201,24 +203,24 @@ def share_away_with_sentinel(root: Path) -> None:
 
 def _away(root: Path, more: dict[str, Any]) -> None:
     with _disk(root, "8m") as (disk, share):
-        _unmount(share)
+        unmount(share)
         decoys = _decoys(share)
         before = _picture_of(share)
-        _mount("--bind", disk, share)
+        mount("--bind", disk, share)
         (disk / "is-the-share").touch()
         files = drop_pair(share, "first", 1)
         with Daemon(share, **more) as daemon:
             wait_for(_answered(share, files), "the first is answered")
-            _unmount(share)
+            unmount(share)
             for n in range(_FEW):
                 files += drop_pair(disk, f"away{n}", 300 + n)
             wait_for(_alarmed(daemon, "alarm (share)"), "the scan's alarm tells of it")
             wait_for(_alarmed(daemon, "alarm (lease)"), "the alarm of the signs of life tells of it")
             if _picture_of(share) != before:
                 raise ChaosError(f"the bare folder was touched: {before} → {_picture_of(share)}")
-            _mount("--bind", disk, share)
+            mount("--bind", disk, share)
             _finish(daemon, share, files)
-        _unmount(share)
+        unmount(share)
         if _picture_of(share) != before:
             raise ChaosError(f"the bare folder was touched: {before} → {_picture_of(share)}")
         if any(file.key in located(disk) for file in decoys):
@@ -245,7 +247,7 @@ def _picture_of(folder: Path) -> list[tuple[str, str]]:
 def started_away(root: Path) -> None:
     """A daemon that starts while the share is not mounted ends with 75, and leaves the bare folder as it is."""
     with _disk(root, "8m") as (disk, share):
-        _unmount(share)
+        unmount(share)
         _decoys(share)
         before = _picture_of(share)
         (disk / "is-the-share").touch()

@@ -11,12 +11,13 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,22 @@ class Daemon:
         once: bool = False,
         logs: Path | None = None,
         model: str = "fake",
+        before: Sequence[str] = (),
         **env: Any,
     ) -> None:
+        """`before`: a command that becomes the daemon, as `setpriv` does."""
         Daemon._serial += 1
         self.share = share
         self.log = (logs or share.parent / "logs") / f"{Daemon._serial:05d}.log"
         self.killed = self.asked = False
         self.thaw_at: float | None = None
+        self.asked_at: float | None = None
         self._seen = False
-        command = [sys.executable, "-m", module, "watch", str(share / "in")]
+        command = [*before, sys.executable, "-m", module, "watch", str(share / "in")]
         command += [*(["--once"] if once else []), "-m", model, "-f", "mask", "-f", "opex", "--log", "json"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(**env), cwd=HERE
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(**env), cwd=HERE, umask=0o022
             )
 
     @property
@@ -112,7 +116,7 @@ class Daemon:
         """Its name on the share."""
         for path in (self.share / "work").glob(TEMPORARY + "worker-*.json"):
             try:
-                if json.loads(path.read_text()).get("pid") == self.pid:
+                if _is_file(path) and json.loads(path.read_text()).get("pid") == self.pid:
                     return path.name[len(TEMPORARY + "worker-") : -len(".json")]
             except (OSError, ValueError):
                 continue
@@ -143,7 +147,7 @@ class Daemon:
 
     def ask(self) -> None:
         """SIGTERM."""
-        self.asked = True
+        self.asked, self.asked_at = True, time.monotonic()
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self, timeout: float = 50.0, code: int = 0) -> None:
@@ -224,9 +228,16 @@ def log_lines(log: Path, *, cut: bool) -> Iterator[dict[str, Any]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, hidden ones too. What vanishes meanwhile is passed over."""
+    """All regular files below a folder, hidden ones too. What vanishes is passed over, links are not followed."""
     for parent, _, names in os.walk(folder):
-        yield from (Path(parent) / name for name in names)
+        yield from (path for name in names if _is_file(path := Path(parent) / name))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def claims(share: Path) -> list[Path]:
@@ -266,8 +277,11 @@ def broken(path: Path, body: bytes) -> str | None:
 class Watcher:
     """Reads every new file in out/ as soon as it has its name, as a greedy reader would."""
 
-    def __init__(self, share: Path, every_s: float = 0.1) -> None:
-        self._folder, self._every_s = share / "out", every_s
+    def __init__(
+        self, share: Path, every_s: float = 0.1, *, passed: Callable[[bytes], bool] = lambda body: False
+    ) -> None:
+        """`passed`: whether a file's bytes are none of the daemons'."""
+        self._folder, self._every_s, self._passed = share / "out", every_s, passed
         self._known: dict[Path, tuple[tuple[int, int], str]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -300,6 +314,8 @@ class Watcher:
                     continue
                 body = path.read_bytes()
             except OSError:
+                continue
+            if self._passed(body):
                 continue
             fault = broken(path, body)
             if fault:
