@@ -424,8 +424,8 @@ class Claims:
 
 
 class Listing(NamedTuple):
-    """What lies in `work/`: all claims of all daemons; files outside of any; folders without anything in them; and, at
-    the top, the daemons' own files. Paths are relative to `work/`."""
+    """What lies in `work/`: all claims of all daemons; regular files outside of any; folders without anything in them;
+    and, at the top, the daemons' own files. Paths are relative to `work/`."""
 
     claims: list[Found]
     strays: list[str]
@@ -441,18 +441,19 @@ def listing(work: SafePath) -> Listing:
         folder = pending.pop()
         try:
             with (work / folder).scandir() as scan:
-                entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan]
+                entries = [(e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False)) for e in scan]
         except (FileNotFoundError, NotADirectoryError):
             if not folder:
                 raise
             continue
         if folder and not entries:
             empty.append(folder)
-        for name, is_dir in entries:
+        for name, is_dir, is_file in entries:
             path = f"{folder}/{name}" if folder else name
             if not is_dir:
                 if not name.startswith("."):
-                    strays.append(path)
+                    # A link or a pipe was no job: in in/ it would only stand in the way of one.
+                    strays.extend([path] if is_file else [])
                 elif not folder and name.startswith(TEMP_PREFIX):
                     ours.append(path)
             elif name.startswith("."):
