@@ -212,6 +212,25 @@ def test_daemons_that_race_for_abandoned_claims_take_each_over_once(share: Share
 # ── taking over ──
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_others_have_put_in_a_reports_place_does_not_keep_a_claim_from_being_taken_over(
+    share: Share, tmp_path: Path, kind: str
+) -> None:
+    report = taken(share, "dead-1").path.path / ".report"
+    outside = tmp_path / "outside.json"
+    outside.write_text('{"files": ["dog.json"]}')
+    if kind == "pipe":
+        os.mkfifo(report)
+    elif kind == "link":
+        report.symlink_to(outside)
+    else:
+        (report / "below").mkdir(parents=True)
+    claim = claims_of(share, "heir").take_over(found(share))
+    assert claim
+    assert ".report" not in claim.path.names()
+    assert outside.exists()
+
+
 def test_a_claim_taken_over_counts_its_generation_and_its_attempt(share: Share) -> None:
     taken(share, "dead")
     claim = claims_of(share, "heir").take_over(found(share))

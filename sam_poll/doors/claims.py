@@ -29,6 +29,7 @@ from sam_poll.doors.failures import files_of, report_name
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import LostError
 from sam_poll.fs import (
+    NO_FILE,
     TEMP_PREFIX,
     cut,
     exists,
@@ -314,7 +315,7 @@ class Claims:
 
     def _carry_report(self, claim: Claim) -> None:
         source, folder = claim.path / _REPORT, self._layout.failed / claim.folder
-        name = report_name(folder, files_of(source)) if exists(source) else None
+        name = report_name(folder, _told(source)) if exists(source) else None
         if name:
             with contextlib.suppress(FileNotFoundError):
                 rename(source, folder / name)
@@ -324,11 +325,12 @@ class Claims:
         source = claim.path / _REPORT
         if claim.hold.place or not exists(source):
             return
-        names = files_of(source)
+        names = _told(source)
         if names and exists(self._layout.failed / claim.folder / names[-1]):
             self._carry_report(claim)
         else:
-            source.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                _remove(source)
 
     def part(self, claim: Claim, prompt: str, place: str, suffix: str) -> None:
         """One prompt is over; the claim goes on. Its move is the moment that counts."""
@@ -475,6 +477,16 @@ def claims_in(folder: str, outer: SafePath) -> Iterator[Found]:
     yield from (Found(folder, outer, hold) for hold in holds)
     if not names:
         yield Found(folder, outer)
+
+
+def _told(report: SafePath) -> list[str]:
+    """What a report in a claim names; nothing, where a link, a pipe or a folder has its name: that is none of ours."""
+    try:
+        return files_of(report)
+    except OSError as error:
+        if error.errno not in NO_FILE or error.errno in (errno.EACCES, errno.EPERM):
+            raise
+        return []
 
 
 def _remove(path: SafePath) -> None:
