@@ -302,7 +302,6 @@ class Writer(threading.Thread):
         way = self._rng.choice(["closed", "sticky", "immutable"])
         path = self._path(name).parent
         fixed = self._known.share / "in" / job.shot.name
-        path.mkdir(mode=0o755)
         path.chmod(0o755)
         fixed.write_bytes(picture)
         self._path(name).write_bytes(body)
