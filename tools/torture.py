@@ -59,6 +59,8 @@ _KINDS = {
 _BLOWS = {"kill": 6, "freeze": 2, "term": 2, "jump": 1}
 _STILL_S = 60.0  # nothing has moved for so long: what is left stays
 _DRAIN_S = 900.0
+_SPAWNS = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', '']))"
+"""Whether a daemon's user can start this Python once more, as a fleet does: it may lie in a closed folder of root's."""
 _REFUSES = 75  # how a daemon ends that finds something in its own place at the start
 
 
@@ -108,6 +110,7 @@ class Crew(Tormentor):
     def __init__(self, share: Path, plan: Plan) -> None:
         super().__init__(share, Torment(daemons=plan.daemons, seed=plan.seed), Report())
         self._before = become(plan.user)
+        self._fleets = _runs(self._before, _SPAWNS)
         self.report = self._report
         self.faults: list[str] = []
         self.no_start = 0
@@ -115,8 +118,8 @@ class Crew(Tormentor):
     def start(self, *, plain: bool = False) -> Daemon:
         """One more daemon: on a share with lag, a fleet, or a plain one."""
         kind = self._rng.choice(["lag", "lag", "fleet", "plain", "plain"])
-        if kind == "fleet" and any("caps" in word for word in self._before):
-            kind = "plain"  # its processes could not start this Python
+        if kind == "fleet" and not self._fleets:
+            kind = "plain"
         more: dict[str, Any] = {"watch__settle_s": SETTLE_S, "before": self._before}
         if kind == "lag" and not plain:
             more |= {"module": "tools.chaos_daemon", "CHAOS_LAG_MS": 10, "CHAOS_SHARE": self._share}
@@ -199,9 +202,14 @@ def become(user: int | None) -> tuple[str, ...]:
     reads = (*plain, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     for command in (plain, reads):
         with contextlib.suppress(OSError):
-            if not subprocess.run([*command, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
+            if _runs(command, "import json"):
                 return command
-    return ()
+    raise ChaosError(f"user {user} cannot run {sys.executable}")
+
+
+def _runs(before: tuple[str, ...], code: str) -> bool:
+    done = subprocess.run([*before, sys.executable, "-c", code], capture_output=True, check=False, cwd=HERE)
+    return done.returncode == 0
 
 
 class Users:
