@@ -33,7 +33,7 @@ from typing import Any
 from tools.chaos import LEASE_S, Report, Torment, Tormentor
 from tools.chaos_scenarios import mount, unmount
 from tools.chaos_share import HERE, ChaosError, Daemon, Watcher, files_below, new_share, temporaries
-from tools.torture_jobs import GROUPS, Writer, Writers
+from tools.torture_jobs import GROUPS, Writer, Writers, immutable
 from tools.torture_names import MARK
 from tools.torture_verdict import KINDS, Verdict, answered_twice, differences, judge, make_outside, quiet, seen_outside
 
@@ -294,6 +294,8 @@ def torture(root: Path, plan: Plan, *, tell: bool = False) -> Outcome:
             writer.stop.set()
         users.close()
         crew.close()
+        if "foreign" not in plan.without:
+            immutable(share / "in", False)  # where a writer has not come so far
         os.umask(old_mask)
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -481,6 +483,8 @@ def _all(given: argparse.Namespace, roots: list[str]) -> int:
         print(table(outcomes))
     for outcome in outcomes:
         _details(outcome)
+    if not any((outcome.kept or "").startswith(str(results)) for outcome in outcomes):
+        shutil.rmtree(results)
     return int(any(codes) or len(outcomes) < len(roots))
 
 

@@ -307,7 +307,7 @@ class Writer(threading.Thread):
         self._path(name).write_bytes(body)
         if way == "immutable":
             path.chmod(0o777)
-            _immutable(fixed, True)
+            immutable(fixed, True)
         else:
             for each in (path, *path.iterdir()):
                 os.chown(each, uid, uid)
@@ -316,7 +316,7 @@ class Writer(threading.Thread):
 
     def _give_free(self, path: Path, fixed: Path) -> None:
         if fixed.exists():
-            _immutable(fixed, False)
+            immutable(fixed, False)
         if path.exists():
             path.chmod(0o777)
 
@@ -409,6 +409,6 @@ def move_in_again(share: Path, name: str, body: bytes) -> None:
     _again(act)
 
 
-def _immutable(path: Path, on: bool) -> None:
-    """Where the file system has it; elsewhere nothing happens."""
-    subprocess.run(["chattr", "+i" if on else "-i", str(path)], capture_output=True, check=False)
+def immutable(path: Path, on: bool) -> None:
+    """A file, or all below a folder, cannot be moved (or can again) where the file system has it."""
+    subprocess.run(["chattr", "-R", "+i" if on else "-i", str(path)], capture_output=True, check=False)
