@@ -198,6 +198,8 @@ class Tormentor:
             if self._rng.random() < 0.5:
                 year = self._rng.choice(_YEARS)
                 try:
+                    if path.is_file() and path.lstat().st_nlink > 1:
+                        continue  # a user's hard link: its time is that of a file outside
                     os.utime(path, (year, year), follow_symlinks=False)
                 except FileNotFoundError:
                     continue
