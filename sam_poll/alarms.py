@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from loguru import logger
 
-KINDS = ("share", "read", "output", "lease", "stuck", "redis")
+KINDS = ("share", "read", "output", "path", "lease", "stuck", "redis")
 _REMIND_S = 600.0
 
 

@@ -286,7 +286,9 @@ def watch(
         rest = f"; waiting in {layout.input}: {screen.count(door.waiting, 'file')}" if once and door.waiting else ""
         left = once and not stop.is_set() and _left_behind(layout)
         logger.info("{}: {}{}", "stopped" if stop.is_set() else "drained", screen.summary(now), rest)
-        return ExitCode.FAILED_JOBS if once and (now.rejected or left) else ExitCode.OK
+        if once and door.held:
+            logger.warning("{} could not be used: what needs them was left", screen.count(door.held, "path"))
+        return ExitCode.FAILED_JOBS if once and (now.rejected or left or door.held) else ExitCode.OK
 
 
 def _left_behind(layout: Layout) -> bool:

@@ -220,6 +220,8 @@ def status(
     for alarm in alarms:
         message = f"alarm ({shown(alarm['kind'])}) of {shown(alarm['worker'])}: {shown(alarm['message'])}"
         typer.echo(f"{message}, for {alarm['seconds']:.0f} s")
+    for line in (line for worker in living for line in console.held_lines(worker)):
+        typer.echo(line)
 
 
 @app.command()

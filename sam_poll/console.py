@@ -213,6 +213,16 @@ def alarms_of(worker: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def held_lines(worker: Mapping[str, Any]) -> list[str]:
+    """The paths that a daemon cannot use, a line for each that it names, and one for all others."""
+    held = worker.get("held")
+    named = held.get("paths") if isinstance(held, dict) else None
+    paths = [one for one in named if isinstance(one, dict) and "path" in one] if isinstance(named, list) else []
+    lines = [f"waits: {shown(p['path'])}: {shown(p.get('reason', ''))} ({shown(p.get('remedy', ''))})" for p in paths]
+    more = int(_number(held.get("count"))) - len(paths) if isinstance(held, dict) else 0
+    return [*lines, f"waits: {more} more"] if more > 0 else lines
+
+
 def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     OK = 0  # all done; a daemon that was asked to stop
     BUG = 1  # an error we did not foresee
     USAGE = 2  # the command line makes no sense
-    FAILED_JOBS = 3  # `--once`, `predict`, `check`: some of it was refused, or (`--once`) has no partner
+    FAILED_JOBS = 3  # `--once`, `predict`, `check`: some was refused; `--once`: no partner, or a path cannot be used
     MODEL = 4  # the model, or a library that it needs, cannot be found, verified, built or loaded
     CVAT_REFUSED = 40  # the CVAT server does not accept what it was sent (400 and the like)
     CVAT_UNAUTHORIZED = 41  # it does not know us (401)
@@ -152,6 +152,12 @@ class LostError(SamPollError):
     """The job is no longer ours: another daemon has taken it over. Nothing is lost but our work on it."""
 
     code = "lost"
+
+
+class PutOffError(LostError):
+    """The job's answer, or refusal, cannot be put away where it belongs: the job waits until it can be."""
+
+    code = "put_off"
 
 
 class PoisonError(InputError):

@@ -199,7 +199,12 @@ def check(paths: Iterable[Path]) -> Iterator[Finding]:
     """Look at prompts, pictures' headers and settings files, folders with all that is in them."""
     for path in paths:
         if path.is_dir():
-            names = sorted(name for name, entry in walk(SafePath.at(path)) if not is_temporary(entry.name))
+            closed: list[str] = []
+            found = walk(SafePath.at(path), closed=closed.append)
+            names = sorted(name for name, entry in found if not is_temporary(entry.name))
+            for folder in sorted(closed):
+                remedy = "let the daemon's user read and write there"
+                yield Finding(path / folder, InputError("may not be read", remedy=remedy))
             index = Index(n for n in names if images.is_picture(n))
             tiled = _tiled(path, names, index)
             lone = _without_partner(path)

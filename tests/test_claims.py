@@ -441,7 +441,7 @@ def test_the_listing_tells_claims_strays_and_empty_folders_and_follows_no_link(s
     (share.work / "empty" / "below").mkdir(parents=True)
     (share.work / ".bare.jpg").mkdir()
     (share.work / ".sam_poll-worker-box-1-2.json").write_bytes(b"{}")
-    claims, strays, empty, ours = listing(share.layout.work)
+    claims, strays, empty, ours, _ = listing(share.layout.work)
     assert [name for name in ours if "worker" in name] == [".sam_poll-worker-box-1-2.json"]
     assert {(f.label, f.hold) for f in claims} == {("cam1/dog.jpg", claim.hold), ("bare.jpg", None)}
     assert strays == ["stray.jpg"]

@@ -592,24 +592,14 @@ def test_an_answer_whose_name_is_a_folder_is_a_refusal_with_a_reason(share: Shar
     assert [p.name for p in share.output.iterdir()] == ["dog.mask.png"]
 
 
-def test_a_file_where_the_outputs_folder_should_be_is_a_refusal_with_a_reason(share: Share) -> None:
-    share.pair("cam1/dog")
-    share.pair("cat")
-    share.output.mkdir()
-    (share.output / "cam1").write_text("a file")
-    done = share.run_once()
-    assert (done.answered, done.rejected) == (1, 1)
-    assert "cannot be written" in share.error("cam1/dog")["reason"]
-
-
 def test_a_job_that_cannot_be_rejected_now_is_rejected_when_it_can(share: Share, logged: list[str]) -> None:
     share.pair("cam1/dog", prompt="{")
     share.failed.mkdir()
     (share.failed / "cam1").write_text("a file")
-    with Daemon(share, quiet_s=0.0, rescan_s=0.02) as daemon:
-        wait_until(lambda: any("alarm (output)" in line for line in logged))
+    with Daemon(share, quiet_s=0.0, rescan_s=0.02):
+        wait_until(lambda: any(f"{share.failed}/cam1 cannot be used" in line for line in logged))
         (share.failed / "cam1").unlink()
-        wait_until(lambda: daemon.pipeline.stats.now().rejected == 1)
+        wait_until(lambda: share.tree("work") == [])
     assert share.tree("failed") == ["cam1/dog.error.json", "cam1/dog.jpg", "cam1/dog.json"]
 
 

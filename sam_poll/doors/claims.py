@@ -50,6 +50,24 @@ _ANSWERED = ".answered"  # in a claim: one of its prompts is answered, so its pi
 _SHARES_STEM = ".shares_stem"  # in a claim: another picture has this one's stem, so the answers' names say which
 _HELD = ".held"  # in a claim: what is not to be offered again at once when it is back in `in/`, and why
 _MAX_NOTE = 1 << 20
+PATH_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EBUSY,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ETXTBSY,
+        errno.EXDEV,
+    }
+)
+"""Errors that may concern one path alone; all others are of the share as a whole."""
 _HOLD = re.compile(
     r"g(?P<generation>\d{1,9})\."
     r"(?:a(?P<attempt>\d{1,9})\.n(?P<prompts>\d{1,9})|(?P<place>done|failed|input)(?P<suffix>~\d{1,9})?)"
@@ -166,11 +184,14 @@ class Claims:
     def take(self, label: str, picture: str | None, prompts: Collection[str]) -> Claim | None:
         """Move these files (paths below `in/`, of one folder) into a claim named after `label`, the picture first.
 
-        None: the name is at work, or the picture has just gone. Prompts that have gone are not in the claim.
+        None: the name is at work, or the picture has just gone. Prompts that have gone are not in the claim. OSError:
+        all is where it was, as far as that could be; it names the file that could not be moved, or what has the place
+        of the claim.
         """
         folder, _, name = label.rpartition("/")
         outer = self._layout.work / folder / outer_name(name)
         if not _make(outer):
+            self._check_place(outer)
             return None
         claim = Claim(folder, outer, Hold(1, self.worker, attempt=int(self.runs), prompts=len(prompts)))
         if not _make(claim.path, parents=False):
@@ -194,6 +215,19 @@ class Claims:
                 self.close(claim, "input", self.free(claim, "input"))
             return None
         return claim
+
+    @staticmethod
+    def _check_place(outer: SafePath) -> None:
+        """OSError where what has a claim's name will never be one: a file, a link, a folder with something else in it,
+        or an empty one that cannot be removed."""
+        if not exists(outer):
+            return
+        names = outer.names()
+        if not names:
+            with contextlib.suppress(FileNotFoundError):
+                outer.rmdir()  # if its maker lives after all, it makes it anew
+        elif not any(True for _ in claims_in("", outer)):
+            raise FileExistsError(errno.EEXIST, "something else has the name of a claim", str(outer))
 
     def add(self, claim: Claim, prompt: str) -> bool:
         """Move a further prompt into a claim. False: the claim is over, has one of that name, or the prompt is gone."""
@@ -349,21 +383,32 @@ class Claims:
             for name in {claim.picture, *claim.prompts} - {None, *names} if claim.hold.place is None else ():
                 logger.warning("{} has vanished from work/ while it was at work", shown(name))
             if claim.hold.place is None and len(names) > 1:
-                ended = replace(claim.hold, place=place, suffix=suffix)
-                try:
-                    rename(claim.path, claim.outer / str(ended))
-                except FileNotFoundError:
-                    self.alive(claim)
-                    raise
-                claim.hold = ended
+                self._note_over(claim, place, suffix)
             for name in names:
-                self._leave(claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix)
+                try:
+                    self._leave(
+                        claim, name, claim.hold.place or place, claim.hold.suffix if claim.hold.place else suffix
+                    )
+                except OSError as error:
+                    if claim.hold.place is None and error.errno in PATH_ERRORS:
+                        self._note_over(claim, place, suffix)  # it may stay so for long, and is not to be run again
+                    raise
                 claim.prompts.discard(name)
                 claim.picture = None if name == claim.picture else claim.picture
             self._carry_report(claim)
             self._sync(claim, claim.hold.place or place)
             claim.over = True
             self._drop(claim.outer, claim.path)
+
+    def _note_over(self, claim: Claim, place: str, suffix: str) -> None:
+        """Say by the claim's name that the job is over, and where its files belong."""
+        ended = replace(claim.hold, place=place, suffix=suffix)
+        try:
+            rename(claim.path, claim.outer / str(ended))
+        except FileNotFoundError:
+            self.alive(claim)
+            raise
+        claim.hold = ended
 
     def _names(self, claim: Claim) -> list[str]:
         try:
@@ -427,17 +472,18 @@ class Claims:
 
 class Listing(NamedTuple):
     """What lies in `work/`: all claims of all daemons; regular files outside of any; folders without anything in them;
-    and, at the top, the daemons' own files. Paths are relative to `work/`."""
+    at the top, the daemons' own files; and folders that may not be read. Paths are relative to `work/`."""
 
     claims: list[Found]
     strays: list[str]
     empty: list[str]
     ours: list[str]
+    closed: list[str]
 
 
 def listing(work: SafePath) -> Listing:
     """One walk through `work/`. Links are not followed. OSError."""
-    claims, strays, empty, ours = found = Listing([], [], [], [])
+    claims, strays, empty, ours, closed = found = Listing([], [], [], [], [])
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -447,6 +493,11 @@ def listing(work: SafePath) -> Listing:
         except (FileNotFoundError, NotADirectoryError):
             if not folder:
                 raise
+            continue
+        except PermissionError:
+            if not folder:
+                raise
+            closed.append(folder)
             continue
         if folder and not entries:
             empty.append(folder)
@@ -459,14 +510,22 @@ def listing(work: SafePath) -> Listing:
                 elif not folder and name.startswith(TEMP_PREFIX):
                     ours.append(path)
             elif name.startswith("."):
-                claims.extend(claims_in(folder, work / path))
+                try:
+                    claims.extend(_claims_in(folder, work / path))
+                except PermissionError:
+                    closed.append(path)
             else:
                 pending.append(path)
     return found
 
 
 def claims_in(folder: str, outer: SafePath) -> Iterator[Found]:
-    """The claims of one name; a name without a claim is one without a hold."""
+    """The claims of one name; a name without a claim is one without a hold. None of what may not be read."""
+    with contextlib.suppress(PermissionError):
+        yield from _claims_in(folder, outer)
+
+
+def _claims_in(folder: str, outer: SafePath) -> Iterator[Found]:
     try:
         with outer.scandir() as entries:
             names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}

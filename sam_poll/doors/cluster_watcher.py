@@ -256,11 +256,11 @@ class WatcherDoor(FolderDoor):
         for first in (FIRST, REST):
             for found in abandoned:
                 if self._is_first(found.folder) is first and self._has_room(first):
-                    yield partial(self._desk.resume, found)
+                    yield partial(self._resume, found)
             for group in groups:
                 folder = (group[0].picture or group[0].prompt or "").rpartition("/")[0]
                 if self._is_first(folder) is first and self._has_room(first):
-                    yield partial(self._desk.claim, group)
+                    yield partial(self._claim, group)
 
     def _handed_out(self, jobs: list[Job], stop: threading.Event) -> Iterator[Job]:
         """All of them, after `stop` too: to wait for a worker they need nobody here."""

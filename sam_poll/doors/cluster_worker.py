@@ -87,7 +87,7 @@ class WorkerDoor(FolderDoor):
             try:
                 self._prove()
                 for found in self._own_left():
-                    yield from self._handed_out(self._taken(partial(self._desk.resume, found)), stop)
+                    yield from self._handed_out(self._taken(partial(self._resume, found)), stop)
                 word = self.line.take()
                 self.line.link.here()
                 away.over()
@@ -115,6 +115,9 @@ class WorkerDoor(FolderDoor):
         if now - self._checked >= _CHECK_S:
             self._sentinel.check()
             self._checked, self._seen = now, time.time()
+            if self._holds.refresh(now):
+                self._left.set()  # what could not be put away may be ours still
+            self._note_holds(now)
         if now - self._swept >= _REMEMBER_S:
             self._forget_unread()
             for claim in [claim for claim in list(self._held) if claim.over]:
@@ -126,7 +129,7 @@ class WorkerDoor(FolderDoor):
         below = word.below(self.layout)
         try:
             found = self._of(below, word.generation) if below else None
-            jobs = self._taken(partial(self._desk.resume, found, handed=True)) if found else []
+            jobs = self._taken(partial(self._resume, found, handed=True)) if found else []
         except OSError:
             self._said(self.line.back, word)
             raise
@@ -162,7 +165,7 @@ class WorkerDoor(FolderDoor):
             return
         self._left.clear()
         for found in self._claims.listing().claims:
-            if found.hold and found.hold.worker == self.worker and not self._desk.has(found):
+            if self._is_left(found) and not self._holds.blocks_claim(found):
                 yield found
 
     # ── giving back ──
@@ -180,6 +183,10 @@ class WorkerDoor(FolderDoor):
         except OSError:
             self._left.set()
             raise
+
+    def _wait_in_input(self, ticket: Ticket) -> None:
+        """The watcher is told for how long: it knows nothing of what could not be put away here."""
+        self._back(ticket, self._holds.pause(ticket.rel), None)
 
     def _back(self, ticket: Ticket, seconds: float, error: SamPollError | None) -> None:
         """What is to wait goes back by way of the watcher, which is told for how long before it finds it in `in/`."""

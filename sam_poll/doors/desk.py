@@ -16,7 +16,7 @@ from loguru import logger
 
 from sam_poll import prompts
 from sam_poll.doors.beside import take_along
-from sam_poll.doors.claims import Claim, Claims, Found, outer_name
+from sam_poll.doors.claims import PATH_ERRORS, Claim, Claims, Found, outer_name
 from sam_poll.doors.finished import spellings
 from sam_poll.doors.held import noted
 from sam_poll.doors.layout import Layout
@@ -192,13 +192,14 @@ class Desk:
         if claim is None:
             return []
         if not self._layout.delete_input:  # chosen now, because the answers will carry the picture's name in done/
-            self._take_along(claim, read)
-            claim.suffix = self._claims.free(claim, "done", [claim.picture or "", *claim.sidecars])
+            with self._or_back(claim):
+                self._take_along(claim, read)
+                claim.suffix = self._claims.free(claim, "done", [claim.picture or "", *claim.sidecars])
         seen = {os.path.basename(f): s for r in read for f, s in r.ready.signatures.items()}
         if any(look(claim.path / name) != seen[name] for name in (claim.picture or "", *claim.prompts)):
             self._claims.close(claim, "input", self._claims.free(claim, "input"))  # changed in this very moment
             return []
-        with self._kept(claim):
+        with self._or_back(claim), self._kept(claim):
             if not by_name:
                 return [self._job(claim, None, read[0])]
             named = {os.path.basename(p): r for p, r in by_name.items()}
@@ -222,7 +223,7 @@ class Desk:
             return []
         if picture:
             claim.borrowed, claim.suffix = picture, read.ready.suffix or ""
-        with self._kept(claim):
+        with self._or_back(claim), self._kept(claim):
             return [self._job(claim, os.path.basename(prompt), read)]
 
     def _take_annotations(self, ready: Ready) -> list[Job]:
@@ -267,6 +268,17 @@ class Desk:
             self.forget(claim)
             self._scanner.due = 0.0
             return []
+
+    @contextmanager
+    def _or_back(self, claim: Claim) -> Iterator[None]:
+        """Put a fresh claim back where one path's trouble, which may last, keeps jobs from being made of it."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in PATH_ERRORS:
+                with suppress(OSError, LostError):
+                    self._claims.close(claim, "input", self._claims.free(claim, "input"))
+            raise
 
     @contextmanager
     def _kept(self, claim: Claim) -> Iterator[None]:

@@ -119,7 +119,7 @@ class Finished:
                         if stem in wanted:
                             found.update(dict.fromkeys(wanted[stem]))
         except OSError as error:
-            if error.errno not in NOT_THERE:
+            if error.errno not in NOT_THERE and not isinstance(error, PermissionError):
                 raise
         return list(found)
 

@@ -2,6 +2,7 @@
 
 The scan is the truth; events only wake it. A file has one owner, and changes owner by rename. A job always ends in one
 of three places: answered, rejected with a reason beside the untouched input, or waiting. Several daemons may share it.
+A path that cannot be used holds up what needs it, and nothing else (`path_holds`).
 
 What can still go wrong here: a lone prompt is matched by name with a picture in `done/` after `LONE_S`; if a new
 picture of that name was meant, it came too late. A share that hangs holds up the thread that looks at it, and no other.
@@ -9,6 +10,7 @@ picture of that name was meant, it came too late. A share that hangs holds up th
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,7 +21,7 @@ from typing import Any
 from loguru import logger
 
 from sam_poll.alarms import Alarms
-from sam_poll.doors.claims import Claims, Found
+from sam_poll.doors.claims import Claims, Found, claims_in
 from sam_poll.doors.desk import Desk, Ticket
 from sam_poll.doors.failures import report
 from sam_poll.doors.held import Held
@@ -30,7 +32,7 @@ from sam_poll.doors.looks import NEVER, look
 from sam_poll.doors.proof import Sentinel, open_to_all, prove, unusable
 from sam_poll.doors.scan import Manners, Ready, Scanner, by_picture
 from sam_poll.doors.scratch import Scratch
-from sam_poll.errors import ChangedError, InputError, LostError, SamPollError
+from sam_poll.errors import ChangedError, InputError, LostError, PutOffError, SamPollError
 from sam_poll.fs import Whole, exists, shown, suffixed, sync_folder
 from sam_poll.safe_path import SafePath
 from sam_poll.stats import Pulse
@@ -66,6 +68,7 @@ class FolderDoor:
         self._alarms, self._pulse, self._state = alarms or Alarms(), pulse or Pulse(), state
         self._wake = threading.Event()
         self._scanner = Scanner(layout, self.manners, self._wake)
+        self._holds = self._scanner.path_holds
         self._scratch = Scratch(layout)
         self.hands = 0
         """How many devices may work on one mosaic; 0: none can."""
@@ -89,7 +92,7 @@ class FolderDoor:
                         manners.lease_s,
                         self._alarms,
                         dispatcher=not self.runs,
-                        state=self._state,
+                        state=self._told,
                         still_there=self._sentinel.check,
                     )
                 )
@@ -101,7 +104,7 @@ class FolderDoor:
             self._desk = Desk(
                 layout, manners, self._scanner, self._claims, self._scratch, self._going, most=lambda: self.hands + 1
             )
-            self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s)
+            self._janitor = Janitor(layout, self._claims, self._lives, manners.lease_s, self._holds)
             self._open = stack.pop_all()
         return self
 
@@ -146,6 +149,16 @@ class FolderDoor:
         return self._scanner.scans
 
     @property
+    def held(self) -> int:
+        """Paths that could not be used, and wait."""
+        return len(self._holds)
+
+    def _told(self) -> dict[str, Any]:
+        """What others may know of this daemon, for its sign of life."""
+        state = self._state() if self._state else {}
+        return {**state, "held": self._holds.report()} if self.held else state
+
+    @property
     def recovered(self) -> int:
         """Claims taken over from daemons that ended without putting them away."""
         return self._desk.recovered
@@ -186,6 +199,7 @@ class FolderDoor:
                 busy = self._desk.busy  # before looking: what is given up meanwhile may have been missed
                 at_work = self._desk.pictures()
                 ready = self._scanner.scan(started, at_work, partial(self._look_at_work, started))
+                self._note_holds(started)
                 self._forget_unread()
                 took = time.monotonic() - started
                 abandoned = self._abandoned
@@ -205,7 +219,7 @@ class FolderDoor:
                 pause = min(pause * 2, 30.0)
                 continue
             pause = 1.0
-            due = min(self._scanner.due, self._due)
+            due = min(self._scanner.due, self._due, self._holds.due)
             if (
                 self.manners.once
                 and due == NEVER
@@ -217,8 +231,53 @@ class FolderDoor:
 
     def _takes(self, abandoned: list[Found], ready: list[Ready]) -> Iterator[Callable[[], list[Job]]]:
         """What is to be claimed now, in this order; each is claimed before the next one is asked for."""
-        yield from (partial(self._desk.resume, found) for found in abandoned)
-        yield from (partial(self._desk.claim, group) for group in by_picture(ready))
+        yield from (partial(self._resume, found) for found in abandoned)
+        yield from (partial(self._claim, group) for group in by_picture(ready))
+
+    def _claim(self, group: list[Ready]) -> list[Job]:
+        """Claim a picture with its prompts; what cannot be taken is held. OSError: the share cannot be used."""
+        pairs = (one for ready in group for one in (ready.picture, ready.prompt) if one)
+        files = list(dict.fromkeys(pairs))
+        if self._holds.blocks(*files):  # since one before it has failed
+            return []
+        try:
+            jobs = self._desk.claim(group)
+        except OSError as error:
+            if not self._holds.failed_to_take(error, files, time.monotonic()):
+                raise
+            self._wake.set()
+            return []
+        if jobs:
+            self._holds.worked(*files)
+        return jobs
+
+    def _resume(self, found: Found, *, handed: bool = False) -> list[Job]:
+        """Take a claim over; one that cannot be taken, or ended, is held. OSError: the share cannot be used."""
+        try:
+            jobs = self._desk.resume(found, handed=handed)
+            if not jobs and any(self._is_left(inner) for inner in claims_in(found.folder, found.outer)):
+                raise OSError(errno.ENOTEMPTY, "a claim that is over cannot be removed", str(found.outer))
+        except OSError as error:
+            if not self._holds.failed_claim(error, found.outer, time.monotonic()):
+                raise
+            self._wake.set()
+            return []
+        self._holds.claim_worked(found.outer)
+        return jobs
+
+    def _is_left(self, found: Found) -> bool:
+        """Whether a claim bears our name, and nobody works on it."""
+        return found.hold is not None and found.hold.worker == self.worker and not self._desk.has(found)
+
+    def _note_holds(self, now: float) -> None:
+        """Have all hear of the paths that cannot be used: of folders that may not be read, too."""
+        for folder in self._scanner.closed:
+            self._holds.closed(self.layout.input / folder, now, told=True)
+        trouble = self._holds.undelivered
+        if trouble:
+            self._alarms.raise_("path", trouble)
+        else:
+            self._alarms.clear("path")
 
     def _going(self) -> bool:
         """Asked by what takes long on the scan's thread: it moves, and is to go on."""
@@ -238,7 +297,7 @@ class FolderDoor:
         listing = self._claims.listing()
         found = listing.claims
         self._listed({f.path for f in found if f.hold and f.hold.worker == self.worker})
-        self._abandoned: list[Found] = []
+        left: list[Found] = []
         self._due = NEVER
         elsewhere: list[Found] = []
         holders = {f.hold.worker for f in found if f.hold}
@@ -247,21 +306,23 @@ class FolderDoor:
             worker = claim.hold.worker if claim.hold else ""
             if worker == self.worker:
                 if not self._desk.has(claim):
-                    self._abandoned.append(claim)
+                    left.append(claim)
             elif worker in dead:
-                self._abandoned.append(claim)
+                left.append(claim)
             else:
                 elsewhere.append(claim)
                 if not self.manners.once or self._lives.unsure(worker):  # what others do, they may drain themselves
                     self._due = min(self._due, self._lives.expires(worker))
-        self.orphans = len(self._abandoned) + len(listing.strays)
-        self._janitor.tidy(listing, now)
-        self._scratch.sweep(listing, now, self.manners.lease_s)
-        if listing.strays:
+        self._abandoned = [claim for claim in left if not self._holds.blocks_claim(claim)]
+        self.orphans = len(left) + len(listing.strays)
+        for folder in listing.closed:
+            self._holds.closed(self.layout.work / folder, now)
+        if self._janitor.tidy(listing, now):
             self._wake.set()
+        self._scratch.sweep(listing, now, self.manners.lease_s)
         self._scanner.spreading = any(self.layout.is_annotations(f.label) for f in (*elsewhere, *self._abandoned))
         # Abandoned ones are soon here, and their further prompts with them. A lone prompt's claim is of no picture.
-        return {f.label for f in (*elsewhere, *self._abandoned) if self.layout.is_picture(f.outer.name)}
+        return {f.label for f in (*elsewhere, *left) if self.layout.is_picture(f.outer.name)}
 
     def _lent(self) -> list[Job]:
         """Parts of mosaics, for who has nothing else to do; of others' only for who stays."""
@@ -296,7 +357,7 @@ class FolderDoor:
         ticket: Ticket = job.origin
         base = self.layout.output / job.id
         # Written in the claim: from there nobody but its owner can rename them into `out`, and nothing is left behind.
-        with self._ours(ticket), Whole(ticket.claim.path) as outputs:
+        with self._put_off(job), self._ours(ticket), Whole(ticket.claim.path) as outputs:
             for document in documents:
                 suffix = self.layout.suffixes.get(document.suffix, document.suffix)
                 path = base.with_name(base.name + suffix)
@@ -314,7 +375,7 @@ class FolderDoor:
     def reject(self, job: Job, error: SamPollError) -> None:
         """Move the inputs untouched to `failed/`, with `<id>.error.json` beside them. As `deliver`."""
         ticket: Ticket = job.origin
-        with self._ours(ticket), ticket.claim.lock:
+        with self._put_off(job), self._ours(ticket), ticket.claim.lock:
             self._claims.alive(ticket.claim)
             if ticket.suffix is None:
                 ticket.suffix = self._claims.free(ticket.claim, "failed", self._desk.leaving(ticket))
@@ -398,6 +459,41 @@ class FolderDoor:
         return Held(list(files)[-1], seen, seconds, error)
 
     @contextmanager
+    def _put_off(self, job: Job) -> Iterator[None]:
+        """What cannot be put away for one path's sake waits without keeping a place: PutOffError. A job that has ended
+        already stays in `work/` until its files can be carried on, any other one goes back into `in/`."""
+        ticket: Ticket = job.origin
+        claim = ticket.claim
+        try:
+            yield
+        except OSError as error:
+            files = [ticket.rel, *(claim.below(name) for name in (claim.picture,) if name)]
+            if not self._holds.failed_to_deliver(error, claim.outer, files, time.monotonic()):
+                raise
+            self._put_back(ticket)
+            place = shown(error.filename or "")
+            raise PutOffError(f"cannot be put away ({error.strerror}), and waits", place=place) from error
+
+    def _put_back(self, ticket: Ticket) -> None:
+        claim = ticket.claim
+        try:
+            with claim.lock:
+                if claim.hold.place is None:
+                    self._wait_in_input(ticket)
+        except (OSError, LostError) as error:
+            logger.debug("{} stays in work/: {}", shown(ticket.rel), error)
+            self._desk.forget(claim)
+        if claim.over:
+            self._holds.claim_worked(claim.outer)
+        elif claim.hold.place is not None:
+            self._desk.forget(claim)
+        self._wake.set()
+
+    def _wait_in_input(self, ticket: Ticket) -> None:
+        """Put a job back that is not to be offered again before its hold is over."""
+        self._desk.end(ticket, "input", self._claims.free(ticket.claim, "input", self._desk.leaving(ticket)))
+
+    @contextmanager
     def _ours(self, ticket: Ticket) -> Iterator[None]:
         try:
             try:
@@ -415,8 +511,9 @@ class FolderDoor:
         """Nobody calls again: a claim that cannot be ended now is left for the next scan, which takes it over."""
         try:
             yield
-        except OSError:
+        except OSError as error:
             self._wake.set()  # before and after: a scan with `once` must not end between the two
+            self._holds.failed_claim(error, ticket.claim.outer, time.monotonic())
             self._desk.forget(ticket.claim)
             self._wake.set()
             raise
@@ -431,7 +528,7 @@ class FolderDoor:
         gone = [
             rel
             for rel, (_, picture) in list(self._unread.items())
-            if any(not exists(self.layout.input / f) and not self._desk.works_on(f) for f in (rel, picture) if f)
+            if any(look(self.layout.input / f) is None and not self._desk.works_on(f) for f in (rel, picture) if f)
         ]
         for rel in gone:
             self._unread.pop(rel, None)

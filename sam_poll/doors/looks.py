@@ -47,6 +47,8 @@ class Looks:
         self._hints: deque[tuple[str, Hint, float]] = deque(maxlen=_MAX_HINTS)
         self._doubted: set[str] = set()
         self._spell_s = self._spent_s = 0.0
+        self.closed: set[str] = set()
+        """Folders whose files may not be looked at."""
         self.soonest = NEVER
         self.hurried = False
 
@@ -127,7 +129,14 @@ class Looks:
     def look(self, path: str) -> Signature | None:
         """A file as it is now; None if it is gone."""
         started = self._clock()
-        signature, known = look(self._input / path), self._settler.known(path)
+        known = self._settler.known(path)
+        try:
+            signature = _looked(self._input / path)
+            if self.closed:
+                self.closed.discard(path.rpartition("/")[0])
+        except PermissionError:  # its folder may be listed, and what lies in it not be looked at
+            signature = None
+            self.closed.add(path.rpartition("/")[0])
         self._doubted.discard(path)
         if known not in (signature, None):
             self._changed(path)
@@ -148,7 +157,14 @@ class Looks:
 
 
 def look(path: SafePath) -> Signature | None:
-    """A regular file's signature; None if it is not there or something else."""
+    """A regular file's signature; None if it is not there, something else, or in a folder that is closed to us."""
+    try:
+        return _looked(path)
+    except PermissionError:
+        return None
+
+
+def _looked(path: SafePath) -> Signature | None:
     try:
         found = path.lstat()
     except OSError as error:

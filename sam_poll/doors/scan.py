@@ -27,6 +27,7 @@ from sam_poll.doors.manners import LONE_S as LONE_S
 from sam_poll.doors.manners import Manners as Manners
 from sam_poll.doors.names import TRUTH_S, Names
 from sam_poll.doors.partners import ambiguous
+from sam_poll.doors.path_holds import PathHolds
 from sam_poll.doors.ready import Ready as Ready
 from sam_poll.doors.ready import by_picture as by_picture
 from sam_poll.doors.settle import Ambiguous, Index, Signature
@@ -69,6 +70,8 @@ class Scanner:
         self._glanced: float | None = None
         self._idle = False
         self._doubt_at = 0.0
+        self.path_holds = PathHolds(layout, once=manners.once)
+        """Paths that cannot be claimed now; they are not offered."""
         self.spreading = False
         """Whether annotations in `work/`, anybody's, are becoming prompts; told by `elsewhere` of `scan`."""
         self.due = 0.0
@@ -126,7 +129,7 @@ class Scanner:
             self._watcher.look_at({self._layout.input.path})  # first watch, then list: nothing falls in between
         # Hints first: one that comes during the listing may be of a file that the listing has missed, and is not to be
         # forgotten with those that are gone. Its event has also set `wake`, so the next scan is close.
-        stirred = self._holds.take() | self._looks.take_hints()
+        stirred = self._holds.take() | self._looks.take_hints() | self.path_holds.refresh(now)
         started, spell_s = self._clock(), _GLANCE_S if glancing else _SPELL_S
         believed = self._glanced is not None and now - self._glanced < self._manners.rescan_s
         if believed:
@@ -166,10 +169,15 @@ class Scanner:
         nothing_due = self._idle and not self._holds and now < min(self.due, self._doubt_at)
         return nothing_due and not self.finished.stirred()
 
+    @property
+    def closed(self) -> set[str]:
+        """Folders below `in/` that may not be read, or whose files may not be looked at."""
+        return self._names.closed | (self._looks.closed & self._names.below)
+
     def _list(self, now: float) -> tuple[bool, float]:
         """Whether names have changed, and when to list again at the latest."""
         changed, due = self._names.look(), NEVER
-        closed = self._names.closed
+        closed = self.closed
         for folder in closed - self._closed:
             logger.warning("{} may not be read: what lies in it waits", shown(self._layout.input / folder))
         self._closed = closed
@@ -281,10 +289,20 @@ class Scanner:
                     ready = settled(picture) and ready
             elif picture not in at_work:
                 self.due = min(self.due, now + self._manners.rescan_s)
-                if ready and prompt not in early and not self._is_held(prompt, now):
+                if (
+                    ready
+                    and prompt not in early
+                    and not self._is_held(prompt, now)
+                    and not self.path_holds.blocks(prompt, picture)
+                ):
                     self.siblings.setdefault(picture, []).append(self._ready(prompt, picture))
                 continue
-            if ready and prompt not in early and not (self._holds and self._is_held(prompt, now)):
+            if (
+                ready
+                and prompt not in early
+                and not (self._holds and self._is_held(prompt, now))
+                and not self.path_holds.blocks(prompt, picture)
+            ):
                 offers.append((self._age(prompt, picture), prompt, prompt, picture))
         for picture in self._lone_pictures(spoken_for, now):
             offers.append((self._age(picture), picture, None, picture))
@@ -375,7 +393,8 @@ class Scanner:
             return
         for picture in self._names.pictures - spoken_for:
             over = limit is None or self._over(limit, now - self._first_seen[picture], now)
-            if over and self._looks.settled(picture) and not self._is_held(picture, now):
+            free = not (self._is_held(picture, now) or self.path_holds.blocks(picture))
+            if over and free and self._looks.settled(picture):
                 yield picture
 
     def _lone_prompts(self, now: float) -> list[Ready]:
@@ -386,6 +405,8 @@ class Scanner:
         limit, report_after = self._manners.pair_timeout_s, max(REPORT_AFTER_S, 1.5 * self._manners.lone_wait)
         for prompt, found in self._paired():
             if isinstance(found, str) or not self._looks.settled(prompt) or self._is_held(prompt, now):
+                continue
+            if self.path_holds.blocks(prompt):
                 continue
             if self._layout.is_annotations(prompt):
                 ready.append(self._ready(prompt, None))

@@ -27,6 +27,7 @@ from loguru import logger
 from sam_poll import prompts
 from sam_poll.doors.claims import Claim, Listing
 from sam_poll.doors.layout import Layout
+from sam_poll.doors.looks import look
 from sam_poll.errors import PromptError
 from sam_poll.fs import NO_FILE, TEMP_PREFIX, exists, read_json, shown, write_whole
 from sam_poll.safe_path import SafePath
@@ -77,7 +78,7 @@ class Scratch:
         OSError."""
         try:
             names = self._root.names()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         mine = [self._root / n / ADVANCED for n in names if n.startswith(f"{_key(self._label(outer))}-")]
         marks = [mark for mark in mine if exists(mark)]
@@ -137,7 +138,7 @@ class Scratch:
             asked = prompts.parse(json.dumps(about["prompts"]).encode()).prompts
         except (PromptError, ValueError, KeyError, TypeError, RecursionError):  # of a newer version
             return None
-        if not isinstance(asked, Mosaic) or not exists(picture):
+        if not isinstance(asked, Mosaic) or look(picture) is None:
             return None
         return Job(about["id"], about["name"], picture, asked, scratch=folder, helps=True)
 
@@ -149,7 +150,7 @@ class Scratch:
         left, seen = dict[SafePath, float](), self._folders()
         for folder in seen:
             about = self._about(folder)
-            if about and (about["claim"] in claims or exists(self._layout.input / about["waits"])):
+            if about and (about["claim"] in claims or self._waits(about["waits"])):
                 continue
             left[folder] = self._since.get(folder, now)
             if now - left[folder] > after_s:
@@ -160,10 +161,16 @@ class Scratch:
                 for notes in (self._pauses, self._begun, self._helping):
                     notes.pop(folder, None)
 
+    def _waits(self, rel: str) -> bool:
+        try:
+            return exists(self._layout.input / rel)
+        except PermissionError:  # nobody can tell, so it is kept
+            return True
+
     def _folders(self) -> list[SafePath]:
         try:
             return sorted(self._root / name for name in self._root.names())
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return []
 
     def _about(self, folder: SafePath) -> dict[str, Any] | None:
