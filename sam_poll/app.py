@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from sam_poll import console as screen
 from sam_poll import engines, formats, prompts
+from sam_poll.doors import lease
 from sam_poll.doors.files import FilesDoor
 from sam_poll.doors.folder import FolderDoor
 from sam_poll.doors.ignored import Ignored
@@ -39,6 +41,7 @@ from sam_poll.doors.waiting import without_partner
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ExitCode, InputError, ModelError, SettingsError
 from sam_poll.fleet import Fleet, Post
+from sam_poll.fs import shown
 from sam_poll.health import Monitor, Notifier, Signs
 from sam_poll.member import Equipment
 from sam_poll.pipeline import Begin, Pipeline, Sizes
@@ -266,6 +269,7 @@ def watch(
     layout = layout or layout_of(settings)
     manners = manners_of(settings, once=once)
     signs, notify = Signs(), Notifier()
+    signs.formats = tuple(settings.formats)
     door = make(layout, manners, alarms=signs.alarms, pulse=signs.intake, state=signs.state)
     # The share is proved and the port opened before the model is loaded: the cheap mistakes are told first.
     with (
@@ -275,6 +279,8 @@ def watch(
         metrics_of(settings, signs, door),
     ):
         notify(f"STATUS=loading {settings.model}")
+        for warning in odd_formats(layout, door.worker, settings.formats):
+            logger.warning("{}", warning)
         door.glance()  # what lies there settles while the model is loaded
         with workforce(settings, signs, stop, model_type=model_type, on_result=on_result) as work:
             how = how or ("events" if manners.events else "polling")
@@ -305,6 +311,21 @@ def _left_behind(layout: Layout) -> bool:
         counts = f"{screen.count(waiting.pictures, 'picture')}, {screen.count(waiting.prompts, 'prompt')}"
         logger.warning("left in {} without a partner: {}", layout.input, counts)
     return bool(waiting.prompts or waiting.explained)
+
+
+def odd_formats(layout: Layout, worker: str, formats: Sequence[str]) -> list[str]:
+    """Return what to say of the living daemons of a share that answer in other formats than this one, `worker`."""
+    said: list[str] = []
+    for name, path in lease.workers(layout.work):
+        other = lease.read(name, path, time.time()) if name != worker else None
+        theirs = other.get("formats") if other and other["alive"] else None
+        if isinstance(theirs, list) and theirs and set(map(str, theirs)) != set(formats):
+            here, there = ", ".join(formats), shown(", ".join(map(str, theirs)))
+            said.append(
+                f"{shown(name)} answers jobs of this share as {there}, this daemon as {here}: which files a job gets "
+                "depends on which of them takes it (give all of them the same `formats`)"
+            )
+    return said
 
 
 @contextmanager

@@ -221,6 +221,19 @@ def cut(name: str, nbytes: int) -> str:
     return name
 
 
+def remedy_of(error: OSError) -> str:
+    """What to do about an error of the system."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to read and write there"
+    if error.errno == errno.EROFS:
+        return "mount it for writing (`rw`)"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there"
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT):
+        return "look at dmesg, the disk, the file server and the network; then mount it again"
+    return "look at it with `ls -l`, and at dmesg"
+
+
 def shown(name: object) -> str:
     """A file name as it may go into a log or an error: line breaks, control and undecodable bytes escaped."""
     text = str(name)

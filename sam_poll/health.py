@@ -49,6 +49,8 @@ class Signs:
         self.stats, self.alarms = Stats(), Alarms()
         self.intake, self.device = Pulse(), Pulse()
         self.engine: Runs | None = None
+        self.formats: tuple[str, ...] = ()
+        """The formats of the answers; empty where nothing is answered, or each request chooses."""
 
     @property
     def info(self) -> ModelInfo | None:
@@ -68,6 +70,7 @@ class Signs:
             "model": info.name if info else None,
             "device": info.device if info else None,
             "step": info.step if info else None,
+            "formats": list(self.formats),
             "answered": now.answered,
             "rejected": now.rejected,
             "at_work": now.at_work,

@@ -19,10 +19,10 @@ import numpy as np
 
 from sam_poll import geometry, images, png, prompts
 from sam_poll.doctor.attempt import Stage, answer, waiter
-from sam_poll.doctor.findings import Finding, remedy_of
+from sam_poll.doctor.findings import Finding
 from sam_poll.engines import resolve
 from sam_poll.errors import ModelError, PictureError
-from sam_poll.fs import write_whole
+from sam_poll.fs import remedy_of, write_whole
 from sam_poll.safe_path import SafePath
 from sam_poll.settings import Settings
 from sam_poll.types import Box, Engine, Mask, ModelInfo, Prompt, Size

@@ -6,8 +6,6 @@ process ends.
 
 from __future__ import annotations
 
-import errno
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from sam_poll.errors import DeviceError, ExitCode, ModelError, SamPollError, SettingsError, ShareError
-from sam_poll.fs import shown
+from sam_poll.fs import remedy_of, shown
 
 T = TypeVar("T")
 Level: TypeAlias = Literal["ok", "warning", "problem"]
@@ -102,19 +100,6 @@ def looked(
     except Exception as error:  # noqa: BLE001  one thing that cannot be found out hides no other
         what = f"cannot be found out: {type(error).__name__}: {error}"
         return [Finding(section, name, "warning", what, None, "nothing depends on it; please report it")]
-
-
-def remedy_of(error: OSError) -> str:
-    """What to do about an error of the system."""
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to read and write there"
-    if error.errno == errno.EROFS:
-        return "mount it for writing (`rw`)"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room there"
-    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT):
-        return "look at dmesg, the disk, the file server and the network; then mount it again"
-    return "look at it with `ls -l`, and at dmesg"
 
 
 def told(section: str, name: str, error: SamPollError) -> Finding:

@@ -23,13 +23,13 @@ from loguru import logger
 from sam_poll.app import layout_of, manners_of
 from sam_poll.console import alarms_of, count
 from sam_poll.doctor import inotify
-from sam_poll.doctor.findings import Finding, Late, looked, remedy_of
+from sam_poll.doctor.findings import Finding, Late, looked
 from sam_poll.doors import lease
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.proof import PROBE, SENTINEL, open_to_all, prove
 from sam_poll.doors.watch import file_system, is_network
 from sam_poll.errors import ShareError
-from sam_poll.fs import shown
+from sam_poll.fs import remedy_of, shown
 from sam_poll.safe_path import SafePath
 from sam_poll.settings import Settings, absolute
 

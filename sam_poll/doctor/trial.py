@@ -24,10 +24,11 @@ from loguru import logger
 
 from sam_poll.console import set_up_log
 from sam_poll.doctor import facts
-from sam_poll.doctor.findings import error_told, remedy_of
+from sam_poll.doctor.findings import error_told
 from sam_poll.doctor.machine import THREADS
 from sam_poll.engines import devices
 from sam_poll.errors import ExitCode, ModelError, SamPollError
+from sam_poll.fs import remedy_of
 from sam_poll.settings import Settings
 from sam_poll.types import Engine
 

@@ -220,13 +220,11 @@ class Claims:
     def _check_place(outer: SafePath) -> None:
         """OSError where what has a claim's name will never be one: a file, a link, a folder with something else in it,
         or an empty one that cannot be removed."""
-        if not exists(outer):
-            return
-        names = outer.names()
-        if not names:
-            with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError, NotADirectoryError):
+            if not outer.names():
                 outer.rmdir()  # if its maker lives after all, it makes it anew
-        elif not any(True for _ in claims_in("", outer)):
+                return
+        if exists(outer) and not any(True for _ in claims_in("", outer)):
             raise FileExistsError(errno.EEXIST, "something else has the name of a claim", str(outer))
 
     def add(self, claim: Claim, prompt: str) -> bool:
@@ -293,7 +291,9 @@ class Claims:
         if not exists(claim.path):
             self._still_there()
             claim.over = True
-            raise LostError("another daemon has taken it over")
+            if exists(claim.outer):
+                raise LostError("another daemon has taken it over")
+            raise LostError("another daemon has taken it over and ended it, or its files in work/ were deleted")
 
     def mark_answered(self, claim: Claim) -> None:
         """Write down that one of several prompts is answered: whoever ends the claim takes the picture to `done/`."""

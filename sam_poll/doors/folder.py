@@ -262,7 +262,8 @@ class FolderDoor:
                 raise
             self._wake.set()
             return []
-        self._holds.claim_worked(found.outer)
+        if not jobs:
+            self._holds.ended(found.outer)
         return jobs
 
     def _is_left(self, found: Found) -> bool:
@@ -484,7 +485,7 @@ class FolderDoor:
             logger.debug("{} stays in work/: {}", shown(ticket.rel), error)
             self._desk.forget(claim)
         if claim.over:
-            self._holds.claim_worked(claim.outer)
+            self._holds.ended(claim.outer)
         elif claim.hold.place is not None:
             self._desk.forget(claim)
         self._wake.set()
@@ -521,6 +522,7 @@ class FolderDoor:
     def _over(self, ticket: Ticket) -> None:
         if self._unread.pop(ticket.rel, None) and not self._unread:
             self._alarms.clear("read")
+        self._holds.ended(ticket.claim.outer, ticket.rel)
         self._wake.set()
 
     def _forget_unread(self) -> None:

@@ -25,7 +25,7 @@ from loguru import logger
 from sam_poll.doors.claims import PATH_ERRORS, Found
 from sam_poll.doors.layout import Layout
 from sam_poll.doors.looks import NEVER
-from sam_poll.fs import TEMP_PREFIX, shown
+from sam_poll.fs import TEMP_PREFIX, remedy_of, shown
 from sam_poll.safe_path import SafePath
 
 FIRST_S, LONGEST_S = 2.0, 300.0
@@ -40,7 +40,8 @@ _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENO
 
 @dataclass(slots=True)
 class _Entry:
-    """`where` is what cannot be used. `answers`: answers of jobs below this folder cannot be put away."""
+    """`where` is what cannot be used. `answers`: answers of jobs below this folder cannot be put away. `taking`: what
+    ends the trouble is that a job can be claimed."""
 
     where: SafePath
     reason: str
@@ -49,6 +50,7 @@ class _Entry:
     seconds: float
     until: float
     answers: bool = False
+    taking: bool = False
 
 
 class PathHolds:
@@ -126,7 +128,7 @@ class PathHolds:
         else:
             key = folder or files[0]
             where = where.parent if of_folder and where.rel else where
-        self._add(key, where, error, now)
+        self._add(key, where, error, now, taking=True)
         return True
 
     def failed_claim(self, error: OSError, outer: SafePath, now: float) -> bool:
@@ -175,14 +177,17 @@ class PathHolds:
     # ── what has worked ──
 
     def worked(self, *paths: str) -> None:
-        """Forget the holds on these paths, and on the folders that they lie in: they could be taken."""
+        """Forget the holds on these paths, and on the folders that they lie in: they could be claimed."""
         if self._entries:
-            self._forget([above for path in paths for above in _upwards(path)])
+            above = {up for path in paths for up in _upwards(path)}
+            with self._lock:
+                keys = [key for key in above if key in self._entries and self._entries[key].taking]
+            self._forget(keys)
 
-    def claim_worked(self, outer: SafePath) -> None:
-        """Forget the hold on a claim: it could be taken over, or has ended."""
+    def ended(self, outer: SafePath, path: str = "") -> None:
+        """Forget the hold on a claim that has ended, and on its job, named after this path below `in/`."""
         if self._entries:
-            self._forget([_key(outer)])
+            self._forget([_key(outer), path])
 
     def refresh(self, now: float) -> bool:
         """Look which holds are over: their time has come, or what they are on has changed. True: some are, since this
@@ -215,7 +220,15 @@ class PathHolds:
     # ── the book ──
 
     def _add(
-        self, key: str, where: SafePath, error: OSError, now: float, *, answers: bool = False, told: bool = False
+        self,
+        key: str,
+        where: SafePath,
+        error: OSError,
+        now: float,
+        *,
+        answers: bool = False,
+        taking: bool = False,
+        told: bool = False,
     ) -> None:
         with self._lock:
             known = self._entries.get(key)
@@ -223,7 +236,7 @@ class PathHolds:
             seconds = FIRST_S if known is None else known.seconds if still else min(2 * known.seconds, LONGEST_S)
             until = NEVER if self._once else known.until if known and still else now + seconds
             reason = error.strerror or str(error)
-            entry = _Entry(where, reason, _remedy(error, where), _stamp(where), seconds, until, answers)
+            entry = _Entry(where, reason, _remedy(error), _stamp(where), seconds, until, answers, taking)
             self._entries[key] = entry
             said = told or any(one.where == where for other, one in self._entries.items() if other != key)
         if known is None and not said:
@@ -238,6 +251,8 @@ class PathHolds:
             logger.warning("further paths cannot be used either; `sam-poll status` counts them")
 
     def _forget(self, keys: list[str]) -> None:
+        if not keys:
+            return
         for key in keys:
             with self._lock:
                 entry = self._entries.pop(key, None)
@@ -251,7 +266,8 @@ class PathHolds:
     def _count(self, now: float | None) -> bool:
         """Note what is held now; whether something has come free since this was last told."""
         with self._lock:
-            held = {key for key, one in self._entries.items() if now is None or now < one.until}
+            # Answers wait until a write has told that they need not: the end of the pause alone tells nothing.
+            held = {key for key, one in self._entries.items() if now is None or one.answers or now < one.until}
             if now is None:
                 held &= self._held
             self._changed = self._changed or bool(self._held - held)
@@ -267,13 +283,17 @@ class PathHolds:
 
     def _path_meant(self, error: OSError) -> SafePath | None:
         """Return which path of the share an error is about; None where it is about the share as a whole."""
-        name = error.filename
-        if error.errno not in PATH_ERRORS or not isinstance(name, str):
+        if error.errno not in PATH_ERRORS:
             return None
+        found = [path for name in (error.filename, error.filename2) if (path := self._path(name))]
+        # Of the two of a rename, one mostly lies in a claim, which is ours.
+        found.sort(key=lambda path: path.root.path == self._layout.work.root.path)
+        return found[0] if found and self._share_works(found[0], error) else None
+
+    def _path(self, name: object) -> SafePath | None:
         for folder in self._layout.folders.values():
-            if name.startswith(f"{folder}/"):
-                where = folder / name[len(str(folder)) + 1 :]
-                return where if self._share_works(where, error) else None
+            if isinstance(name, str) and name.startswith(f"{folder}/"):
+                return folder / name[len(str(folder)) + 1 :]
         return None
 
     def _share_works(self, where: SafePath, error: OSError) -> bool:
@@ -349,7 +369,7 @@ def _write_into(folder: SafePath, by_way_of: SafePath | None = None) -> None:
             probe.unlink()
 
 
-def _remedy(error: OSError, where: SafePath) -> str:
+def _remedy(error: OSError) -> str:
     user = f"user {os.geteuid()}"
     if error.errno == errno.EACCES:
         return f"let {user} read and write there: chown or chmod it; or take it away"
@@ -357,12 +377,10 @@ def _remedy(error: OSError, where: SafePath) -> str:
         return (
             f"it is immutable, or another user's in a sticky folder: chown it to {user}, `chattr -i`; or take it away"
         )
-    if error.errno == errno.EROFS:
-        return "mount it writable, or take it away"
     if error.errno == errno.EXDEV:
         return "it is a mount of its own: copy what lies in it into the share, and unmount it"
     if error.errno == errno.EBUSY:
         return "something is mounted on it, or a server keeps it: unmount it, or close it there"
     if error.errno in _IN_THE_WAY:
         return "take away what lies in the place of a folder: a file, a link, or somebody's files"
-    return f"look at it with `ls -ld {shown(where)}`"
+    return remedy_of(error)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import random
 import stat
 import time
@@ -22,7 +21,7 @@ from loguru import logger
 
 from sam_poll.doors.layout import Layout
 from sam_poll.errors import ShareError
-from sam_poll.fs import TEMP_PREFIX
+from sam_poll.fs import TEMP_PREFIX, exists, remedy_of
 from sam_poll.safe_path import SUPPORTED
 from sam_poll.safe_root import check_trusted
 
@@ -143,11 +142,8 @@ def open_to_all(layout: Layout) -> tuple[str, str] | None:
 
 def unusable(name: str, folder: object, error: OSError) -> ShareError:
     """What to say of a folder, or a file in it, that the system does not let us use."""
-    return ShareError(
-        f"`{name}` cannot be used: {error.strerror or error}",
-        place=str(folder),
-        remedy=f"this process runs as user {os.getuid()}, group {os.getgid()}; it must be able to read and write there",
-    )
+    reason = f"`{name}` cannot be used: {error.strerror or error}"
+    return ShareError(reason, place=str(folder), remedy=remedy_of(error))
 
 
 class Sentinel:
@@ -169,7 +165,7 @@ class Sentinel:
         number = self._read()
         if number is None and self._layout.input.lstat().st_dev == self._device:
             # Unmounting changes the device. It is the same: somebody has deleted work/, or what is in it.
-            logger.warning("{} was deleted; it is made anew", self._path)
+            self._say_deleted()
             self._layout.work.mkdir(exist_ok=True)
             number = self._number = self._make()
         if number is None:
@@ -177,6 +173,13 @@ class Sentinel:
         if number != self._number:
             raise OSError(errno.ESTALE, "another share lies here than at the start; restart to use it", str(self._path))
         self._device = self._layout.input.lstat().st_dev
+
+    def _say_deleted(self) -> None:
+        if exists(self._layout.work):
+            logger.warning("{} was deleted; it is made anew", self._path)
+        else:
+            what = "the folder, and with it all files of jobs that were at work, was deleted; it is made anew"
+            logger.warning("{}: {}", self._layout.work, what)
 
     @property
     def number(self) -> str:
