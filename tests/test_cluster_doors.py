@@ -494,6 +494,24 @@ def test_a_picture_that_cannot_be_read_is_not_offered_again_at_once(share: Share
         door.deliver(job, DOCUMENTS)
 
 
+def test_a_job_whose_answer_has_no_place_goes_back_with_a_pause_and_holds_up_no_other(
+    share: Share, server: Server, logged: list[str]
+) -> None:
+    share.output.mkdir()
+    (share.output / "cam1").write_text("a file")
+    with both(share, server):
+        move_in(share, "cam1/dog")
+        move_in(share, "cat")
+        wait_until(lambda: "cat.json" in share.tree("done"))
+        wait_until(lambda: share.tree("input") == ["cam1/dog.jpg", "cam1/dog.json"])
+        for n in range(5):
+            move_in(share, f"late{n}")
+            wait_until(lambda n=n: f"late{n}.json" in share.tree("done"))
+        assert sum("cannot be put away" in line for line in logged) <= 2
+        (share.output / "cam1").unlink()
+        wait_until(lambda: "cam1/dog.json" in share.tree("done"))
+
+
 def test_what_was_to_wait_is_known_to_whoever_finds_it(share: Share, server: Server) -> None:
     share.pair("dog")
     with worker_door(share, server) as door:

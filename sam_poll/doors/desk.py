@@ -306,7 +306,7 @@ class Desk:
         hold = claim.hold
         self.recovered += not handed
         logger.log(
-            "DEBUG" if handed else "INFO",
+            "DEBUG" if handed or (found.hold and found.hold.worker == self._claims.worker) else "INFO",
             "took over {} from {}: generation {}, attempt {}",
             shown(found.label),
             found.hold.worker if found.hold else "",

@@ -472,7 +472,7 @@ class FolderDoor:
             if not self._holds.failed_to_deliver(error, claim.outer, files, time.monotonic()):
                 raise
             self._put_back(ticket)
-            place = shown(error.filename or "")
+            place = shown(error.filename2 or error.filename or "")
             raise PutOffError(f"cannot be put away ({error.strerror}), and waits", place=place) from error
 
     def _put_back(self, ticket: Ticket) -> None:

@@ -134,9 +134,11 @@ class PathHolds:
     def failed_claim(self, error: OSError, outer: SafePath, now: float) -> bool:
         """Hold a claim that could not be taken over, or ended. False: it is the share."""
         where = self._path_meant(error)
-        if where is not None:
+        if where is None:
+            return False
+        if not self._hold_answers(where, outer, now):
             self._add(_key(outer), where, error, now)
-        return where is not None
+        return True
 
     def failed_to_deliver(self, error: OSError, outer: SafePath, files: list[str], now: float) -> bool:
         """Hold what an answer or a refusal could not be put away for: a folder where nothing can be written, else this
@@ -144,8 +146,16 @@ class PathHolds:
         where = None if error.errno == errno.EISDIR else self._path_meant(error)
         if where is None:  # EISDIR: a folder has the very name of an output, which is this job's own fault
             return False
-        folder, layout = os.path.dirname(files[0]), self._layout
-        for root in (layout.output, layout.done) if folder else ():
+        if not self._hold_answers(where, outer, now):
+            self._add(files[0], where, error, now)
+            self._add(_key(outer), where, error, now)
+        return True
+
+    def _hold_answers(self, where: SafePath, outer: SafePath, now: float) -> bool:
+        """Hold the folder of a claim, and the claim, where nothing can be written below `out/` or `done/`. False: it
+        can."""
+        folder = outer.parent.rel
+        for root in (self._layout.output, self._layout.done) if folder else ():
             trouble = _unwritable(root / folder) if where.root.path == root.root.path else None
             if trouble:
                 known = where.rel in _upwards(folder)
@@ -153,9 +163,7 @@ class PathHolds:
                 self._add(where.rel if known else folder, place, trouble, now, answers=True)
                 self._add(_key(outer), place, trouble, now)
                 return True
-        self._add(files[0], where, error, now)
-        self._add(_key(outer), where, error, now)
-        return True
+        return False
 
     def failed_stray(self, error: OSError, path: str, now: float) -> bool:
         """Hold a file in `work/` that belongs to no claim. False: it is the share."""
@@ -211,7 +219,9 @@ class PathHolds:
         return self._count(now)
 
     def _try_again(self, key: str, entry: _Entry, now: float) -> None:
-        trouble = _unwritable(self._layout.output / key) or _unwritable(self._layout.done / key)
+        trouble = _unwritable(self._layout.output / key)
+        if not trouble and not self._layout.delete_input:
+            trouble = _unwritable(self._layout.done / key)
         if trouble:
             self._add(key, entry.where, trouble, now, answers=True)
         else:

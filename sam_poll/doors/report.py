@@ -15,12 +15,12 @@ from typing import Any
 from loguru import logger
 
 from sam_poll.doors import lease
-from sam_poll.doors.claims import listing
+from sam_poll.doors.claims import PATH_ERRORS, listing
 from sam_poll.doors.failures import files_of
 from sam_poll.doors.layout import ERROR_ENDING, Layout, walk
 from sam_poll.doors.settle import is_temporary
 from sam_poll.doors.waiting import Waiting, without_partner
-from sam_poll.fs import TEMP_PREFIX, exists, move_new, shown
+from sam_poll.fs import TEMP_PREFIX, exists, move_new, remedy_of, shown
 from sam_poll.safe_path import SafePath
 
 
@@ -47,7 +47,8 @@ def status(layout: Layout, now: float | None = None) -> dict[str, Any]:
             kind = _kind(layout, entry.name, name)
             counts[kind] = counts.get(kind, 0) + 1
             if name == "input" and kind in ("pictures", "prompts"):
-                with contextlib.suppress(FileNotFoundError):  # claimed in this very moment
+                # claimed in this very moment, or in a folder that may be listed only
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     age = entry.stat(follow_symlinks=False).st_mtime
                     oldest = min(oldest, (age, path)) if oldest else (age, path)
     report["oldest"] = {"name": oldest[1], "seconds": max(0.0, round(now - oldest[0], 1))} if oldest else None
@@ -75,7 +76,8 @@ def _in_claims(work: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """The files of all claims, by their paths below `in/`, and what lies beside the claims."""
     yield from walk(work)
     for claim in listing(work).claims:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it has just ended
+        # it has just ended, or may not be read
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             yield from ((f"{claim.folder}/{path}", entry) for path, entry in walk(claim.path) if claim.hold)
 
 
@@ -101,17 +103,30 @@ def retry(layout: Layout, pattern: str = "*", *, on_move: Callable[[str], None] 
         identity = path[: -len(ERROR_ENDING)]
         if not fnmatch(identity, pattern):
             continue
-        files = files_of(error_file)
-        folder = os.path.dirname(path)
-        moves = [(error_file.with_name(f), layout.input / folder / f) for f in files]
-        moves = [(source, target) for source, target in moves if exists(source)]
-        taken = [target for _, target in moves if exists(target)]
-        if taken:
-            logger.warning("{} stays in failed/: {} is taken", shown(identity), shown(taken[0]))
-            continue
-        for source, target in sorted(moves, key=lambda m: layout.is_prompt(m[0].name)):
-            move_new(source, target)
-        error_file.unlink(missing_ok=True)
-        jobs += 1
-        on_move(identity)
+        try:
+            again = _retry_one(layout, error_file, identity)
+        except OSError as error:
+            if error.errno not in PATH_ERRORS:
+                raise
+            logger.warning("{} stays in failed/: {} ({})", shown(identity), error, remedy_of(error))
+            again = False
+        if again:
+            jobs += 1
+            on_move(identity)
     return jobs
+
+
+def _retry_one(layout: Layout, error_file: SafePath, identity: str) -> bool:
+    """Put one job back. False: a name of it is taken. OSError."""
+    files = files_of(error_file)
+    folder = os.path.dirname(identity)
+    moves = [(error_file.with_name(f), layout.input / folder / f) for f in files]
+    moves = [(source, target) for source, target in moves if exists(source)]
+    taken = [target for _, target in moves if exists(target)]
+    if taken:
+        logger.warning("{} stays in failed/: {} is taken", shown(identity), shown(taken[0]))
+        return False
+    for source, target in sorted(moves, key=lambda m: layout.is_prompt(m[0].name)):
+        move_new(source, target)
+    error_file.unlink(missing_ok=True)
+    return True
