@@ -257,7 +257,7 @@ class WatcherDoor(FolderDoor):
             for found in abandoned:
                 if self._is_first(found.folder) is first and self._has_room(first):
                     yield partial(self._resume, found)
-            for group in groups:
+            for group in self._others_first(groups):
                 folder = (group[0].picture or group[0].prompt or "").rpartition("/")[0]
                 if self._is_first(folder) is first and self._has_room(first):
                     yield partial(self._claim, group)

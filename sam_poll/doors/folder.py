@@ -11,8 +11,10 @@ picture of that name was meant, it came too late. A share that hangs holds up th
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -42,6 +44,8 @@ _STOP_S = 0.25  # how soon a set `stop` is noticed
 _LONGEST_HOLD_S = 60.0
 _LAST_GLANCE_S = 5.0
 _ALONE_S = 1.0
+_REFUSED = 5  # after so many files of a folder that could not be claimed, other folders come first
+_LATER = 50
 
 
 class FolderDoor:
@@ -72,6 +76,7 @@ class FolderDoor:
         self._scratch = Scratch(layout)
         self.hands = 0
         """How many devices may work on one mosaic; 0: none can."""
+        self._refused: Counter[str] = Counter()
         self._unread: dict[str, tuple[float, str | None]] = {}
         self._due = NEVER
         self._stop: threading.Event | None = None
@@ -232,7 +237,19 @@ class FolderDoor:
     def _takes(self, abandoned: list[Found], ready: list[Ready]) -> Iterator[Callable[[], list[Job]]]:
         """What is to be claimed now, in this order; each is claimed before the next one is asked for."""
         yield from (partial(self._resume, found) for found in abandoned)
-        yield from (partial(self._claim, group) for group in by_picture(ready))
+        yield from (partial(self._claim, group) for group in self._others_first(by_picture(ready)))
+
+    def _others_first(self, groups: list[list[Ready]]) -> Iterator[list[Ready]]:
+        """Yield what is to be claimed. Where several in a folder could not be, its others come last, and not all of
+        them at once: thousands of files that may not be moved must not keep those of other folders waiting."""
+        self._refused.clear()
+        later: list[list[Ready]] = []
+        for group in groups:
+            if self._refused[_folder_of(group)] < _REFUSED:
+                yield group
+            else:
+                later.append(group)
+        yield from later[:_LATER]
 
     def _claim(self, group: list[Ready]) -> list[Job]:
         """Claim a picture with its prompts; what cannot be taken is held. OSError: the share cannot be used."""
@@ -245,6 +262,7 @@ class FolderDoor:
         except OSError as error:
             if not self._holds.failed_to_take(error, files, time.monotonic()):
                 raise
+            self._refused[_folder_of(group)] += 1
             self._wake.set()
             return []
         if jobs:
@@ -536,3 +554,7 @@ class FolderDoor:
             self._unread.pop(rel, None)
         if gone and not self._unread:
             self._alarms.clear("read")
+
+
+def _folder_of(group: list[Ready]) -> str:
+    return os.path.dirname(group[0].picture or group[0].prompt or "")

@@ -29,6 +29,7 @@ from sam_poll.fs import TEMP_PREFIX, remedy_of, shown
 from sam_poll.safe_path import SafePath
 
 FIRST_S, LONGEST_S = 2.0, 300.0
+_EACH_S = 0.01
 _FORGET_S = 60.0  # after its pause a path that nothing has failed on for so long is no trouble any more
 _PROVED_S = 1.0  # how long a write of our own is proof
 _LOGGED = 20  # so many paths are named in the log, further ones are counted
@@ -243,7 +244,9 @@ class PathHolds:
         with self._lock:
             known = self._entries.get(key)
             still = known is not None and now < known.until
-            seconds = FIRST_S if known is None else known.seconds if still else min(2 * known.seconds, LONGEST_S)
+            seconds = min(max(FIRST_S, len(self._entries) * _EACH_S), LONGEST_S)  # many need time to be tried again
+            if known:
+                seconds = known.seconds if still else min(2 * known.seconds, LONGEST_S)
             until = NEVER if self._once else known.until if known and still else now + seconds
             reason = error.strerror or str(error)
             entry = _Entry(where, reason, _remedy(error), _stamp(where), seconds, until, answers, taking)
