@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sam_poll import __version__, metrics
+from sam_poll.alarms import KINDS
 from sam_poll.engines.fake import FakeEngine
 from sam_poll.errors import ExitCode, SettingsError
 from sam_poll.health import Signs
@@ -95,7 +96,7 @@ def test_before_anything_happens_all_series_are_there_and_zero(served: int) -> N
     jobs = seen["sam_poll_jobs_total"]
     assert {("answered", ""), ("rejected", "prompt"), ("rejected", "picture"), ("released", "")} <= set(jobs)
     assert set(jobs.values()) == {0}
-    assert seen["sam_poll_alarm"] == {(kind,): 0 for kind in ("share", "read", "output", "lease", "stuck", "redis")}
+    assert seen["sam_poll_alarm"] == dict.fromkeys([(kind,) for kind in KINDS], 0)
     assert seen["sam_poll_info"] == {(__version__, "", ""): 1}
 
 

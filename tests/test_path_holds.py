@@ -67,6 +67,7 @@ def refusing(
 
 def dropped(share: Share, name: str) -> None:
     """Let a pair appear whole, while a daemon looks."""
+    (share.input / name).parent.mkdir(parents=True, exist_ok=True)
     share.move_in(f"{name}.jpg", picture_bytes())
     share.move_in(f"{name}.json", BOX)
 
@@ -350,6 +351,23 @@ def test_a_folder_that_no_answer_can_be_put_into_holds_the_jobs_below_it_alone(
     assert share.tree("work") == share.tree("input") == share.tree("failed") == []
     assert len(said(logged, "WARNING", f"{place} cannot be used")) == 1
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_output_folder_that_is_replaced_by_a_file_as_a_whole_pauses_all_and_refuses_nothing(share: Share) -> None:
+    share.output.write_text("a file")
+    with pytest.raises(ShareError):
+        share.run_once()
+    share.output.unlink()
+    with Daemon(share, **FAST) as daemon:
+        wait_until(lambda: daemon.door.scans)
+        shutil.rmtree(share.output)
+        share.output.write_text("a file")
+        dropped(share, "cam1/dog")
+        dropped(share, "cat")
+        wait_until(lambda: "output" in daemon.pipeline._alarms)
+        share.output.unlink()
+        wait_until(lambda: len(share.tree("done")) == 4)
+    assert share.tree("failed") == []
 
 
 def test_one_output_that_cannot_be_replaced_holds_its_own_job_alone(
@@ -675,7 +693,6 @@ def test_folders_that_may_not_be_read_or_entered_wait_alone(share: Share) -> Non
     assert {"closed/dog.jpg", "listed/dog.jpg", "cat.jpg"} <= set(share.tree("input"))
 
 
-@as_root
 def test_check_names_a_folder_that_may_not_be_read(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
     share.pair("closed/dog")
     really = SafePath.scandir

@@ -488,6 +488,8 @@ class FolderDoor:
         except OSError as error:
             files = [ticket.rel, *(claim.below(name) for name in (claim.picture,) if name)]
             if not self._holds.failed_to_deliver(error, claim.outer, files, time.monotonic()):
+                if error.errno in (errno.ENOTDIR, errno.EEXIST):  # a whole folder is not there: no fault of this name
+                    raise OSError(errno.ESTALE, error.strerror, error.filename) from error
                 raise
             self._put_back(ticket)
             place = shown(error.filename2 or error.filename or "")
