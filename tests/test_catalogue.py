@@ -65,10 +65,13 @@ def outside(touched: list[tuple[str, str, bool]], share: Share) -> list[tuple[st
     """What was touched that is neither in the share nor, for reading, a part of Python, its packages or this one."""
     ours = (str(share.root) + os.sep, str(share.root.parent) + os.sep + share.root.name)
     readable = (sys.prefix, sys.base_prefix, str(Path(__file__).parent.parent), "/proc/", "/sys/", "/usr/", "/etc/")
+    way = {str(folder) for folder in share.root.parents}  # each of them is opened, to follow no link
     return [
         (event, path)
         for event, path, writes in touched
-        if not path.startswith(ours) and not (path.startswith(readable) and (not writes or "__pycache__" in path))
+        if not path.startswith(ours)
+        and not (path in way and not writes)
+        and not (path.startswith(readable) and (not writes or "__pycache__" in path))
     ]
 
 

@@ -448,7 +448,10 @@ def _waits(share: Path, name: str) -> bool:
 
 
 def _bodies(folder: Path) -> dict[str, bytes]:
-    """Relative name → bytes; of an error file, what does not tell the time."""
+    """Relative name → bytes; of an error file, what does not tell the time; of an answer, all but its notes.
+
+    A prompt that could not be read in time is answered later, on its picture in done/, and a note says so.
+    """
     found = {}
     for path in files_below(folder):
         if path.name.startswith(TEMPORARY):
@@ -457,6 +460,10 @@ def _bodies(folder: Path) -> dict[str, bytes]:
         if path.name.endswith(".error.json"):
             told = json.loads(body)
             body = json.dumps({k: v for k, v in told.items() if k not in ("time", "files", "attempt")}).encode()
+        elif path.name.endswith(".opex.json"):
+            told = json.loads(body)
+            told["meta"].pop("notes", None)
+            body = json.dumps(told).encode()
         found[path.relative_to(folder).as_posix()] = body
     return found
 

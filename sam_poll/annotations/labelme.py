@@ -60,7 +60,8 @@ def _names(path: object, stem: str) -> tuple[str, ...]:
 
 
 def _shape(entry: dict[str, Any], kind: str, place: str) -> Shape:
-    label, group, flags = entry.get("label"), entry.get("group_id"), entry.get("flags")
+    label = entry.get("label")
+    group, flags = entry.get("group_id"), entry.get("flags")
     if not isinstance(label, str) or not label:
         raise PromptError("has no label", place=place, remedy=_FORM)
     ticked = isinstance(flags, dict) and flags.get(NEGATIVE_ATTRIBUTE) is True
