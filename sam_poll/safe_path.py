@@ -21,7 +21,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -163,6 +163,25 @@ class SafePath:
         """Return the names in the folder. Raises OSError."""
         with self.scandir() as entries:
             return [entry.name for entry in entries]
+
+    def holds_any(self, names: Sequence[str]) -> bool:
+        """Return whether one of these names is taken in the folder; no where there is no folder. Raises OSError."""
+
+        def taken(folder: int, _: str) -> bool:
+            for name in names:
+                try:
+                    os.stat(name, dir_fd=folder, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                return True
+            return False
+
+        try:
+            return bool(names) and (self / names[0])._do(taken)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return False
+            raise
 
     # ── files ──
 

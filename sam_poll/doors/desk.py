@@ -432,12 +432,13 @@ class Desk:
         folders = (self._layout.input, self._layout.done)
         claim_shares = ticket.claim.shares_stem or self._scanner.shares_stem(named)
         # Who else is in `in/` or at work the scan has seen; one that has come since then sees this one at work.
-        others = [self._layout.done / other for other in spellings(os.path.splitext(named)[0]) if other != named]
+        folder, _, name = named.rpartition("/")
+        others = [other for other in spellings(os.path.splitext(name)[0]) if other != name]
         twin = os.path.splitext(ticket.rel)[0] + ".json"
         return job_id(
             ticket.rel,
             named,
-            shares_stem=claim_shares or any(exists(other) for other in others),
+            shares_stem=claim_shares or (self._layout.done / folder).holds_any(others),
             twin=ticket.prompt is not None
             and twin != ticket.rel
             and self._layout.is_prompt(twin)
