@@ -146,7 +146,8 @@ class Site:
         for each in (path, *path.parents):
             if each == self.share or each.parent == self.share:
                 break
-            self._is_the_attackers(each, 0o777 if each.is_dir() else 0o666)
+            with contextlib.suppress(FileNotFoundError):  # a daemon that runs may have taken it
+                self._is_the_attackers(each, 0o777 if each.is_dir() else 0o666)
         return path
 
     def folder(self, name: str) -> Path:

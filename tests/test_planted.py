@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,8 +283,8 @@ def test_a_link_that_takes_a_roots_place_while_the_daemon_works_is_not_followed(
 def test_check_waits_for_no_pipe_that_has_just_taken_a_files_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exchanged(root: SafePath) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        for name, entry in list(walk(root)):
+    def exchanged(root: SafePath, **more: Any) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        for name, entry in list(walk(root, **more)):
             (root.path / name).unlink()
             os.mkfifo(root.path / name)
             yield name, entry
