@@ -462,7 +462,7 @@ def _bodies(folder: Path) -> dict[str, bytes]:
             body = json.dumps({k: v for k, v in told.items() if k not in ("time", "files", "attempt")}).encode()
         elif path.name.endswith(".opex.json"):
             told = json.loads(body)
-            told["meta"].pop("notes", None)
+            told.get("meta", {}).pop("notes", None)
             body = json.dumps(told).encode()
         found[path.relative_to(folder).as_posix()] = body
     return found
