@@ -403,3 +403,5 @@ def test_what_is_planted_just_before_an_output_is_made_is_not_written_through(
     except Exception as error:  # noqa: BLE001  or it goes on in the folder that it has open; both are safe
         said = str(error)
     assert "/dev/fd" not in said
+    whole = all((tmp_path / "out" / name).is_file() for name in (run.RASTER, run.GEOPACKAGE, run.GEOJSON))
+    assert whole != bool(said), "it ends with an error, or with all its outputs"

@@ -447,10 +447,14 @@ def _waits(share: Path, name: str) -> bool:
     return (share / "in" / name).exists()
 
 
-def _bodies(folder: Path) -> dict[str, bytes]:
-    """Relative name → bytes; of an error file, what does not tell the time; of an answer, all but its notes.
+_LATE = "no picture came with the prompt"
 
-    A prompt that could not be read in time is answered later, on its picture in done/, and a note says so.
+
+def _bodies(folder: Path) -> dict[str, bytes]:
+    """Relative name → bytes; of an error file, what does not tell the time; of an answer, all but the note
+    that it was made on a picture from done/.
+
+    A prompt that could not be read in time is answered later, on its picture in done/.
     """
     found = {}
     for path in files_below(folder):
@@ -462,7 +466,8 @@ def _bodies(folder: Path) -> dict[str, bytes]:
             body = json.dumps({k: v for k, v in told.items() if k not in ("time", "files", "attempt")}).encode()
         elif path.name.endswith(".opex.json"):
             told = json.loads(body)
-            told.get("meta", {}).pop("notes", None)
+            if _LATE in told.get("meta", {}).get("notes", ""):
+                del told["meta"]["notes"]
             body = json.dumps(told).encode()
         found[path.relative_to(folder).as_posix()] = body
     return found
