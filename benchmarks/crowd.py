@@ -1,13 +1,14 @@
-"""`python -m benchmarks.crowd`: the folder door in front of 100,000 waiting pairs, measured against its goals.
+"""`python -m benchmarks.crowd`: the folder door in front of 100,000 waiting pairs, measured against
+its goals.
 
-It makes a crowd of tiny pictures and prompts below `--work` (default: the current directory; not a RAM disk, whose
-times say nothing), runs the real daemon over it with the bundled model on the CPU, prints a table of goal and measured,
-and removes what it has made. The crowd of the idle measurement is pictures whose prompts, and as many prompts whose
-pictures, do not come.
+It makes a crowd of tiny pictures and prompts below `--work` (default: the current directory; not a
+RAM disk, whose times say nothing), runs the real daemon over it with the bundled model on the CPU,
+prints a table of goal and measured, and removes what it has made. The crowd of the idle measurement
+is pictures whose prompts, and as many prompts whose pictures, do not come.
 
-What can still go wrong here: the file system's cache is warm, because the crowd has just been written. On a busy
-machine the start of the daemon is mostly the import of torch: the table gives the start with few pairs beside it.
-"""
+Limitations: the file system's cache is warm, because the crowd has just been
+written. On a busy machine the start of the daemon is mostly the import of torch: the table gives
+the start with few pairs beside it."""
 
 from __future__ import annotations
 
@@ -31,14 +32,17 @@ import cv2
 import numpy as np
 from loguru import logger
 
-from sam_poll.bench.processes import cpu_s
-from sam_poll.doors.folder import FolderDoor
-from sam_poll.doors.layout import Layout
-from sam_poll.doors.scan import Manners, Ready, Scanner
-from sam_poll.types import Document
+from sam_poll.core.types import OutputFile
+from sam_poll.diagnostics.bench.processes import cpu_s
+from sam_poll.share.folder_options import FolderOptions
+from sam_poll.share.intake.scanner import Scanner
+from sam_poll.share.layout import Layout
+from sam_poll.share.pending_job import PendingJob
+from sam_poll.share.source import FolderSource
 
 _TICK_S = 0.02
-_CALM = 0.05  # of a core: a daemon that uses less over a whole window has finished getting to know the crowd
+# of a core: a daemon that uses less over a whole window has finished getting to know the crowd
+_CALM = 0.05
 _FEW = 200
 _PROMPT = json.dumps({"box": {"x0": 10, "y0": 10, "x1": 50, "y1": 40}}).encode()
 
@@ -88,7 +92,11 @@ def _put(path: Path, body: bytes) -> None:
     os.close(handle)
 
 
-def wait_for(condition: Callable[[], object], patience_s: float, daemon: subprocess.Popen[bytes] | None = None) -> None:
+def wait_for(
+    condition: Callable[[], object],
+    patience_s: float,
+    daemon: subprocess.Popen[bytes] | None = None,
+) -> None:
     """TimeoutError when it does not come, RuntimeError when the daemon ends before."""
     deadline = time.monotonic() + patience_s
     tick = threading.Event()
@@ -106,8 +114,26 @@ def wait_for(condition: Callable[[], object], patience_s: float, daemon: subproc
 @contextmanager
 def watching(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
     """The real daemon over a share, with the bundled model on the CPU."""
-    command = [sys.executable, "-m", "sam_poll", "watch", str(layout.input.path), str(layout.output.path)]
-    flags = ["--model", "demo", "--device", "cpu", "--format", "mask", "--log", "text", "--log-level", "WARNING"]
+    command = [
+        sys.executable,
+        "-m",
+        "sam_poll",
+        "watch",
+        str(layout.input.path),
+        str(layout.output.path),
+    ]
+    flags = [
+        "--model",
+        "demo",
+        "--device",
+        "cpu",
+        "--format",
+        "mask",
+        "--log",
+        "text",
+        "--log-level",
+        "WARNING",
+    ]
     settings = {"SAM_POLL_WATCH__RESCAN_S": "10"}
     daemon = subprocess.Popen([*command, *flags], env={**os.environ, **settings})
     try:
@@ -122,7 +148,9 @@ def watching(layout: Layout) -> Iterator[subprocess.Popen[bytes]]:
 
 def rss_mb(pid: int) -> float:
     """Resident memory of a process, in MB."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
     return int(status["VmRSS"].split()[0]) * 1024 / 1e6
 
 
@@ -134,7 +162,9 @@ def answered(layout: Layout) -> bool:
 
 
 def first_result(layout: Layout, windows: Windows) -> tuple[float, float]:
-    """Seconds from the start of the daemon to its first answer, and its largest memory until a while after, in MB."""
+    """Seconds from the start of the daemon to its first answer, and its largest memory until a
+    while after, in MB.
+    """
     largest = 0.0
 
     def grown(until: Callable[[], object]) -> bool:
@@ -169,10 +199,12 @@ def idle(layout: Layout, windows: Windows) -> tuple[float, float]:
 
 
 def scans(layout: Layout, seconds: float) -> tuple[float, float]:
-    """The first scan of a folder, and the longest of those that follow until all its pairs have settled; in seconds."""
-    scanner = Scanner(layout, Manners(events=False, quiet_s=seconds), threading.Event())
+    """The first scan of a folder, and the longest of those that follow until all its pairs have
+    settled; in seconds.
+    """
+    scanner = Scanner(layout, FolderOptions(mode="poll", settle_s=seconds), threading.Event())
     lengths: list[float] = []
-    ready: list[Ready] = []
+    ready: list[PendingJob] = []
     while not ready:
         started = time.monotonic()
         ready = scanner.scan(started, [])
@@ -182,15 +214,17 @@ def scans(layout: Layout, seconds: float) -> tuple[float, float]:
 
 
 def door_alone(layout: Layout, seconds: float) -> float:
-    """Jobs a second that the door hands out and puts away again, one after the other, with an answer of a few bytes."""
+    """Jobs a second that the door hands out and puts away again, one after the other, with an
+    answer of a few bytes.
+    """
     stop, jobs = threading.Event(), 0
     started, end = None, 0.0
-    with FolderDoor(layout, Manners(events=False, quiet_s=0.0, once=True)) as door:
-        for job in door.jobs(stop):
+    with FolderSource(layout, FolderOptions(mode="poll", settle_s=0.0, once=True)) as source:
+        for job in source.jobs(stop):
             if started is None:
                 started = time.monotonic()
                 end = started + seconds
-            door.deliver(job, [Document(".txt", "text/plain", b"answer")])
+            source.deliver(job, [OutputFile(".txt", "text/plain", b"answer")])
             jobs += 1
             if time.monotonic() > end:
                 stop.set()
@@ -200,7 +234,9 @@ def door_alone(layout: Layout, seconds: float) -> float:
 # ── the table ──
 
 
-def measure(root: Path, pairs: int, windows: Windows, say: Callable[[str], None] = print) -> list[Line]:
+def measure(
+    root: Path, pairs: int, windows: Windows, say: Callable[[str], None] = print
+) -> list[Line]:
     """All measurements, each on a crowd of its own below `root`."""
     few, many = f"{min(_FEW, pairs):,}", f"{pairs:,}"
     say(f"making {many} pairs …")
@@ -245,7 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     """0; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100_000)
-    parser.add_argument("--work", type=Path, default=Path.cwd(), help="the crowd is made below this folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path.cwd(), help="the crowd is made below this folder"
+    )
     options = parser.parse_args(arguments)
     logger.disable("sam_poll")  # a line for each job of the door alone
     root = Path(tempfile.mkdtemp(prefix="crowd-", dir=options.work))

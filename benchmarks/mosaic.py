@@ -1,10 +1,10 @@
-"""Mosaics by the piece: time, peak memory, and how well the labels fit what was drawn. `python -m benchmarks.mosaic`.
+"""Mosaics by the piece: time, peak memory, and how well the labels fit what was drawn. `python -m
+benchmarks.mosaic`.
 
-Each run is a process of its own, so that its peak is its own. `--library` loops `sam2`'s mask generator over
-some of the same windows, same weights, grid and thresholds, and says how long a megapixel takes there. `--alone` says
-how well the network sees such shapes where nothing is cut. `--more cpu` makes it once more, with a second process that
-takes tiles beside the first.
-"""
+Each run is a process of its own, so that its peak is its own. `--library` loops `sam2`'s mask
+generator over some of the same windows, same weights, grid and thresholds, and says how long a
+megapixel takes there. `--alone` says how well the network sees such shapes where nothing is cut.
+`--more cpu` makes it once more, with a second process that takes tiles beside the first."""
 
 from __future__ import annotations
 
@@ -21,38 +21,52 @@ from pathlib import Path
 from typing import Any
 
 POINTS, STABILITY = 12, 0.7  # the bundled model's masks are not very stable
-ALONE = (768, 1280, 1500)  # sides of windows: of tiles of 512 and of 1024, and the whole of the tests' mosaics
+ALONE = (
+    768,
+    1280,
+    1500,
+)  # sides of windows: of tiles of 512 and of 1024, and the whole of the tests' mosaics
 
 
-def run(picture: Path, output: Path, args: argparse.Namespace, more: tuple[str, ...] = ()) -> dict[str, Any]:
+def run(
+    picture: Path, output: Path, args: argparse.Namespace, more: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """One mosaic, in this process; `more` devices have a process each, and take tiles of it."""
     from sam_poll import engines
-    from sam_poll.mosaic.crew import Hand, crew
-    from sam_poll.mosaic.passes import Passes
-    from sam_poll.mosaic.run import Wish, mosaic
-    from sam_poll.safe_path import SafePath
-    from sam_poll.types import Everything
+    from sam_poll.core.safe_path import SafePath
+    from sam_poll.core.types import AutomaticMaskRequest
+    from sam_poll.mosaic.helpers import HelperSpec, run_helpers
+    from sam_poll.mosaic.run import MosaicOptions, mosaic
+    from sam_poll.mosaic.segment_tile import Passes
 
-    first = Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY)
-    wish = Wish(args.tile, args.padding, Passes(first), args.model)
+    first = AutomaticMaskRequest(
+        points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY
+    )
+    options = MosaicOptions(args.tile, args.padding, Passes(first), args.model)
     # as a GPU's engine and its weights would be, the network's own memory is there before and after
     engine = engines.load(engines.resolve(args.model), device=args.device)
     stages: dict[str, float] = {}
     last: list[Any] = [time.monotonic(), "tiles"]
     begun = time.monotonic()
 
-    def on_step(step: Any) -> None:
+    def on_tile(step: Any) -> None:
         now = time.monotonic()
         stages[last[1]] = stages.get(last[1], 0.0) + now - last[0]
         last[:] = [now, step.stage]
 
     source, place = SafePath.beside(picture), SafePath.at(output)
-    hands = [
-        Hand(name, source, place, wish, partial(engines.load, engines.resolve(args.model), device=name))
+    helpers = [
+        HelperSpec(
+            name,
+            source,
+            place,
+            options,
+            partial(engines.load, engines.resolve(args.model), device=name),
+        )
         for name in more
     ]
-    with crew(hands, os.environ):
-        stats = mosaic(source, place, wish, lambda: engine, on_step)
+    with run_helpers(helpers, os.environ):
+        stats = mosaic(source, place, options, lambda: engine, on_tile)
     wall = time.monotonic() - begun
     stages[last[1]] = stages.get(last[1], 0.0) + time.monotonic() - last[0]
     peak = _peak_mib()
@@ -83,9 +97,9 @@ def library(picture: Path, args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 
-    from sam_poll.mosaic.source import opened
-    from sam_poll.mosaic.tiles import Cut
-    from sam_poll.safe_path import SafePath
+    from sam_poll.core.safe_path import SafePath
+    from sam_poll.mosaic.grid import TileGrid
+    from sam_poll.mosaic.raster import opened
     from tools import train_demo
 
     warnings.simplefilter("ignore")
@@ -94,10 +108,17 @@ def library(picture: Path, args: argparse.Namespace) -> dict[str, Any]:
         model, points_per_side=args.points, pred_iou_thresh=0.8, stability_score_thresh=STABILITY
     )
     side = model.image_size
-    made.predictor._bb_feat_sizes = [(side // 4, side // 4), (side // 8, side // 8), (side // 16, side // 16)]
+    made.predictor._bb_feat_sizes = [
+        (side // 4, side // 4),
+        (side // 8, side // 8),
+        (side // 16, side // 16),
+    ]
     with opened(SafePath.beside(picture)) as source:
-        cut = Cut(source.size, args.tile, args.padding)
-        tiles = [cut[number] for number in np.linspace(0, len(cut) - 1, args.library).astype(int).tolist()]
+        cut = TileGrid(source.size, args.tile, args.padding)
+        tiles = [
+            cut[number]
+            for number in np.linspace(0, len(cut) - 1, args.library).astype(int).tolist()
+        ]
         begun = time.monotonic()
         for tile in tiles:
             made.generate(source.read(tile.window)[0])
@@ -127,7 +148,9 @@ def truth(output: Path, drawn: Any, tile: int) -> dict[str, Any]:
         "median_iou": round(float(np.median(ious)), 4),
         "below_0.9": int((ious < 0.9).sum()),
         "missed": int((ious < 0.5).sum()),
-        "labels_of_several_shapes": sum(match.labels > 1 for match in mosaics.compare(labels, drawn).values()),
+        "labels_of_several_shapes": sum(
+            match.labels > 1 for match in mosaics.compare(labels, drawn).values()
+        ),
         "crossing": len(over),
         "crossing_in_several_labels": sum(found[shape].labels > 1 for shape in over),
         "crossing_missed": sum(found[shape].labels == 0 for shape in over),
@@ -136,16 +159,22 @@ def truth(output: Path, drawn: Any, tile: int) -> dict[str, Any]:
 
 
 def alone(args: argparse.Namespace) -> dict[str, Any]:
-    """How well each kind of shape is seen in the middle of a window of its own: no seam, nothing cut off."""
+    """How well each kind of shape is seen in the middle of a window of its own: no seam, nothing
+    cut off.
+    """
     import numpy as np
 
     from sam_poll import engines
-    from sam_poll.mosaic.passes import Passes, labelled
-    from sam_poll.types import Everything
+    from sam_poll.core.types import AutomaticMaskRequest
+    from sam_poll.mosaic.segment_tile import Passes, label_window
     from tools import mosaics
 
     engine = engines.load(engines.resolve(args.model), device=args.device)
-    wish = Passes(Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY))
+    options = Passes(
+        AutomaticMaskRequest(
+            points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY
+        )
+    )
     found: dict[str, Any] = {}
     for kind in (*mosaics.KINDS, "ring"):
         drawn = mosaics.draw(args.seed, args.side, (kind,), tuple(args.radius))
@@ -156,8 +185,12 @@ def alone(args: argparse.Namespace) -> dict[str, Any]:
                 begin = [max(0, min(place - window // 2, args.side - window)) for place in middle]
                 where = slice(begin[0], begin[0] + window), slice(begin[1], begin[1] + window)
                 truth = drawn.truth[where]
-                seen = labelled(
-                    engine, drawn.pixels[where], np.ones(truth.shape, bool), wish, (slice(None), slice(None))
+                seen = label_window(
+                    engine,
+                    drawn.pixels[where],
+                    np.ones(truth.shape, bool),
+                    options,
+                    (slice(None), slice(None)),
                 )
                 ious.append(mosaics.compare(truth, seen.numbers)[shape].iou)
             found[f"{kind}, {window}"] = {
@@ -170,44 +203,56 @@ def alone(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def pictures(folder: Path, args: argparse.Namespace) -> None:
-    """What docs/mosaic.md shows: labels over the scene, before and after the seams, drawn as white lines."""
+    """What docs/mosaic.md shows: labels over the scene, before and after the seams, drawn as white
+    lines.
+    """
     import cv2
     import numpy as np
 
     from sam_poll import engines
+    from sam_poll.core.safe_path import SafePath
+    from sam_poll.core.types import AutomaticMaskRequest, Size
+    from sam_poll.mosaic.grid import Area, TileGrid
     from sam_poll.mosaic.labels import tables
-    from sam_poll.mosaic.passes import Passes
-    from sam_poll.mosaic.run import Wish, mosaic
-    from sam_poll.mosaic.state import FOLDER, State
-    from sam_poll.mosaic.tiles import Area, Cut
-    from sam_poll.safe_path import SafePath
-    from sam_poll.types import Everything, Size
+    from sam_poll.mosaic.run import MosaicOptions, mosaic
+    from sam_poll.mosaic.segment_tile import Passes
+    from sam_poll.mosaic.tile_store import FOLDER, TileStore
     from tools import mosaics
 
     drawn = mosaics.draw(args.seed, args.side)
     before = np.zeros(drawn.truth.shape, np.int64)
-    cut = Cut(Size(args.side, args.side), args.tile, args.padding)
+    cut = TileGrid(Size(args.side, args.side), args.tile, args.padding)
 
-    def on_step(step: Any) -> None:
+    def on_tile(step: Any) -> None:
         if (step.stage, step.done) == ("seams", 0):
             folder = SafePath.at(output) / FOLDER
-            state = State(folder, json.loads((folder / "job.json").read_bytes()))
+            state = TileStore(folder, json.loads((folder / "job.json").read_bytes()))
             known = tables(state, cut)
             for tile in cut:
-                before[tile.core.within(Area(0, 0, *cut.size))] = known.of(state.numbers(tile.number), tile.number)
+                before[tile.core.within(Area(0, 0, *cut.size))] = known.of(
+                    state.numbers(tile.number), tile.number
+                )
 
     with tempfile.TemporaryDirectory() as temporary:
         picture, output = Path(temporary) / "a.tif", Path(temporary) / "out"
         mosaics.write(picture, drawn.pixels)
         engine = engines.load(engines.resolve(args.model), device=args.device)
-        first = Everything(points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY)
-        wish = Wish(args.tile, args.padding, Passes(first), args.model)
-        mosaic(SafePath.beside(picture), SafePath.at(output), wish, lambda: engine, on_step)
+        first = AutomaticMaskRequest(
+            points_per_side=args.points, min_area=100, iou=0.8, stability=STABILITY
+        )
+        options = MosaicOptions(args.tile, args.padding, Passes(first), args.model)
+        mosaic(SafePath.beside(picture), SafePath.at(output), options, lambda: engine, on_tile)
         after = mosaics.read(output / "labels.tif").astype(np.int64)
     for name, labels in (("before", before), ("after", after)):
-        colours = np.random.default_rng(4).integers(50, 256, (int(labels.max()) + 1, 3)).astype(np.uint8)
+        colours = (
+            np.random.default_rng(4).integers(50, 256, (int(labels.max()) + 1, 3)).astype(np.uint8)
+        )
         colours[0] = 0
-        over = np.where((labels > 0)[..., None], 0.25 * drawn.pixels + 0.75 * colours[labels], drawn.pixels * 0.6)
+        over = np.where(
+            (labels > 0)[..., None],
+            0.25 * drawn.pixels + 0.75 * colours[labels],
+            drawn.pixels * 0.6,
+        )
         for seam in range(args.tile, args.side, args.tile):
             over[seam - 3 : seam + 3] = over[:, seam - 3 : seam + 3] = 255
         small = cv2.resize(over.astype(np.uint8), (560, 560), interpolation=cv2.INTER_AREA)
@@ -222,22 +267,40 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--padding", type=int, default=128)
     parser.add_argument("--points", type=int, default=POINTS)
-    parser.add_argument("--model", default="demo", help="a catalogue name, `demo`, or `fake`: all but the network")
+    parser.add_argument(
+        "--model", default="demo", help="a catalogue name, `demo`, or `fake`: all but the network"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--library", type=int, default=0, help="so many windows by the library's generator as well")
-    parser.add_argument("--more", default="", help="once more with a process each for these devices beside: `cpu,cpu`")
+    parser.add_argument(
+        "--library", type=int, default=0, help="so many windows by the library's generator as well"
+    )
+    parser.add_argument(
+        "--more",
+        default="",
+        help="once more with a process each for these devices beside: `cpu,cpu`",
+    )
     parser.add_argument("--keep", type=Path, help="keep the picture and the outputs here")
-    parser.add_argument("--pictures", type=Path, help="only make the pictures of docs/mosaic.md, in this folder")
-    parser.add_argument("--alone", action="store_true", help="only shapes that nothing cuts, by kind and window")
-    parser.add_argument("--radius", type=float, nargs=2, default=mosaics.RADIUS, help="with --alone: of the shapes")
+    parser.add_argument(
+        "--pictures", type=Path, help="only make the pictures of docs/mosaic.md, in this folder"
+    )
+    parser.add_argument(
+        "--alone", action="store_true", help="only shapes that nothing cuts, by kind and window"
+    )
+    parser.add_argument(
+        "--radius", type=float, nargs=2, default=mosaics.RADIUS, help="with --alone: of the shapes"
+    )
     parser.add_argument("--child", nargs=2, metavar=("KIND", "PICTURE"), help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         kind, picture = args.child
         more = tuple(args.more.split(",")) if kind == "crew" else ()
-        made = library(Path(picture), args) if kind == "library" else run(Path(picture), args.output, args, more)
+        made = (
+            library(Path(picture), args)
+            if kind == "library"
+            else run(Path(picture), args.output, args, more)
+        )
         print(json.dumps(made))
         return
     if args.alone:
@@ -259,15 +322,27 @@ def main() -> None:
         if args.more:
             beside = _child("crew", picture, output.with_name(f"{output.name}-crew"))
             result["crew"] = {key: beside[key] for key in ("wall_s", "stages_s", "labels")}
-            result["crew"]["times_as_fast"] = round(result["stages_s"]["tiles"] / beside["stages_s"]["tiles"], 2)
+            result["crew"]["times_as_fast"] = round(
+                result["stages_s"]["tiles"] / beside["stages_s"]["tiles"], 2
+            )
         if args.library:
             result["generator"] = _child("library", picture, output)
         print(json.dumps(result, indent=2))
 
 
 def _child(kind: str, picture: Path, output: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.mosaic", *sys.argv[1:], "--child", kind, str(picture)]
-    done = subprocess.run([*command, "--output", str(output)], check=True, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.mosaic",
+        *sys.argv[1:],
+        "--child",
+        kind,
+        str(picture),
+    ]
+    done = subprocess.run(
+        [*command, "--output", str(output)], check=True, stdout=subprocess.PIPE, text=True
+    )
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

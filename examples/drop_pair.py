@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Drop a picture and its prompt so that nobody sees half of a file: copy under a temporary name, then rename.
+"""Drop a picture and its prompt: copy each under a temporary name, then rename it.
 
     python examples/drop_pair.py dog.jpg dog.json /mnt/share/in/cam1
 
-A rename is known to be whole, so the pair starts within 0.1 s; a plain `cp` waits until the file has been still for a
-while. The picture goes first: a prompt never waits for it.
+A renamed file is known to be complete, so the job starts within 0.1 s; after a plain `cp` the daemon
+waits until the file has not changed for a while. The picture is dropped first, so that the prompt
+need not wait for it.
 """
 
 import os
@@ -14,13 +15,14 @@ from pathlib import Path
 
 
 def drop(source: Path, folder: Path) -> Path:
-    """Copy `source` into `folder` under its own name; FileExistsError if there is one."""
+    """Copy `source` into `folder` under its own name; raise FileExistsError if that exists."""
     target = folder / source.name
     if target.exists():
         raise FileExistsError(f"{target} is already there")
     temporary = folder / f".{source.name}.{os.getpid()}.part"
     try:
-        shutil.copyfile(source, temporary)  # a new time of change, so that the oldest waiting job is told rightly
+        # Not copy2: with the old modification time `sam-poll status` would show a wrong waiting time.
+        shutil.copyfile(source, temporary)
         temporary.rename(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -28,12 +30,12 @@ def drop(source: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Picture, prompt, folder."""
+    """Drop the picture and the prompt of the command line into the folder."""
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     picture, prompt, folder = map(Path, sys.argv[1:])
     if not prompt.name.startswith(picture.stem + "."):
-        sys.exit(f"{prompt.name} would not find its picture: call it {picture.stem}.json")
+        sys.exit(f"{prompt.name} does not match its picture: call it {picture.stem}.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file in (picture, prompt):

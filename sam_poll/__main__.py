@@ -1,6 +1,6 @@
 """`python -m sam_poll` is `sam-poll`."""
 
-from sam_poll.cli import main
+from sam_poll.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,3 @@
-"""Developers' tools. Nothing in the package imports them; run them from the checkout (`python -m tools.NAME`)."""
+"""Developers' tools. Nothing in the package imports them; run them from the checkout (`python -m
+tools.NAME`).
+"""

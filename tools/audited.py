@@ -1,6 +1,7 @@
-"""Which paths an audit event of Python is about, also where a file is named relative to a folder's descriptor.
+"""Which paths an audit event of Python is about, also where a file is named relative to a folder's
+descriptor.
 
-What can still go wrong here: a folder that was moved after it was opened is told by its new name.
+Limitations: a folder that was moved after it was opened is told by its new name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 import threading
 from typing import Any
 
-_FOLDERS = {  # event → for each path in it: its place among the arguments, and that of its folder's descriptor
+# event → for each path in it: its place among the arguments, and that of its folder's descriptor
+_FOLDERS = {
     "os.rename": ((0, 2), (1, 3)),
     "os.link": ((0, 2), (1, 3)),
     "os.mkdir": ((0, 2),),
@@ -37,12 +39,20 @@ def begin() -> None:
 
 
 def paths(event: str, args: tuple[Any, ...]) -> list[str]:
-    """Return the absolute paths that an event is about; none where it is about a descriptor that is not a folder's."""
+    """Return the absolute paths that an event is about; none where it is about a descriptor that is
+    not a folder's.
+    """
     places = _FOLDERS.get(event, ((0, None),))
     found = []
     for place, folder in places:
-        fd = getattr(_opening, "dir_fd", None) if event == "open" else folder is not None and args[folder]
-        path = _absolute(args[place], fd if isinstance(fd, int) and not isinstance(fd, bool) else -1)
+        fd = (
+            getattr(_opening, "dir_fd", None)
+            if event == "open"
+            else folder is not None and args[folder]
+        )
+        path = _absolute(
+            args[place], fd if isinstance(fd, int) and not isinstance(fd, bool) else -1
+        )
         if path:
             found.append(path)
     return found

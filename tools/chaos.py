@@ -1,12 +1,13 @@
-"""`make chaos`: daemons on one share are killed, frozen, stopped and lied to about time; at the end nothing is lost.
+"""`make chaos`: daemons on one share are killed, frozen, stopped and lied to about time; at the end
+nothing is lost.
 
-Every job must be in exactly one place, every output whole and equal to that of an undisturbed run, nothing committed
-twice, and no temporary file or claim left. `tools/chaos_scenarios.py` has the sick surroundings: a full disk, a
-share that goes read-only or away, a job that kills its process, a device that fails.
+Every job must be in exactly one place, every output whole and equal to that of an undisturbed run,
+nothing committed twice, and no temporary file or claim left. `tools/chaos_scenarios.py` has the
+sick surroundings: a full disk, a share that goes read-only or away, a job that kills its process, a
+device that fails.
 
-What can still go wrong here: the moments are drawn from a seed, but what a daemon is doing then is not; two runs of
-one seed are not the same run.
-"""
+Limitations: the moments are drawn from a seed, but what a daemon is doing then is
+not; two runs of one seed are not the same run."""
 
 from __future__ import annotations
 
@@ -52,9 +53,9 @@ _SWEEP_S = 15.0
 
 @dataclass(frozen=True)
 class Torment:
-    """What is done to the daemons, and how often. `lag_ms`: each step on the share takes up to so long, for a part of
-    the daemons, so that a blow falls between two steps more often. `devices` (`cpu,cpu`): each daemon is a fleet,
-    and every second kill is of one of its processes."""
+    """What is done to the daemons, and how often. `lag_ms`: each step on the share takes up to so
+    long, for a part of the daemons, so that a blow falls between two steps more often. `devices`
+    (`cpu,cpu`): each daemon is a fleet, and every second kill is of one of its processes."""
 
     jobs: int = 3000
     daemons: int = 3
@@ -109,7 +110,9 @@ class Tormentor:
     """Keeps `daemons` of them running, and strikes them."""
 
     def __init__(self, share: Path, torment: Torment, report: Report) -> None:
-        self._share, self._torment, self._report = share, torment, report
+        self._share = share
+        self._torment = torment
+        self._report = report
         self._rng = random.Random(torment.seed)
         self.running: list[Daemon] = []
         self.all: list[Daemon] = []
@@ -127,7 +130,13 @@ class Tormentor:
         lag = self._torment.lag_ms if not plain and self._rng.random() < 0.5 else 0.0
         more: dict[str, Any] = {"devices": self._torment.devices} if self._torment.devices else {}
         if lag:
-            daemon = Daemon(self._share, module="tools.chaos_daemon", CHAOS_LAG_MS=lag, CHAOS_SHARE=self._share, **more)
+            daemon = Daemon(
+                self._share,
+                module="tools.chaos_daemon",
+                CHAOS_LAG_MS=lag,
+                CHAOS_SHARE=self._share,
+                **more,
+            )
         else:
             daemon = Daemon(self._share, **more)
         self.running.append(daemon)
@@ -135,13 +144,18 @@ class Tormentor:
         return daemon
 
     def tend(self) -> None:
-        """Replace who is gone, wake who has slept enough, and see that who was asked to stop has."""
+        """Replace who is gone, wake who has slept enough, and see that who was asked to stop
+        has.
+        """
         now = time.monotonic()
         for daemon in self.running:
             if daemon.thaw_at and now > daemon.thaw_at:
                 daemon.thaw()
             if not daemon.alive:
-                raise ChaosError(f"{daemon.log.name} ended by itself with {daemon.process.returncode}: {daemon.tail()}")
+                raise ChaosError(
+                    f"{daemon.log.name} ended by itself with {daemon.process.returncode}: "
+                    f"{daemon.tail()}"
+                )
         for daemon, worker in self._leaving[:]:
             if not daemon.alive:
                 self._leaving.remove((daemon, worker))
@@ -160,7 +174,9 @@ class Tormentor:
         self._report.blows[blow] += 1
 
     def _target(self) -> Daemon | None:
-        """One that is at work, if that happens within a second; else any, now and then one that has not started."""
+        """One that is at work, if that happens within a second; else any, now and then one that has
+        not started.
+        """
         deadline = time.monotonic() + self._rng.choice([0.0, 1.0, 1.0, 1.0])
         while time.monotonic() < deadline:
             busy = [d for d in self.running if d.thaw_at is None and d.pid in holders(self._share)]
@@ -216,7 +232,11 @@ class Tormentor:
             wait_for(lambda: not temporaries(self._share), "unfinished files are swept", _SWEEP_S)
         for daemon in self.running:
             daemon.stop()
-        wait_for(lambda: not any(d.alive for d, _ in self._leaving), "those asked to stop have stopped", 50)
+        wait_for(
+            lambda: not any(d.alive for d, _ in self._leaving),
+            "those asked to stop have stopped",
+            50,
+        )
         for daemon, worker in self._leaving:
             daemon.ended(0)
             daemon.left_nothing(worker)
@@ -246,13 +266,17 @@ def undisturbed(root: Path, made: Plan) -> Path:
             raise ChaosError("an undisturbed daemon did not answer what others wait for")
         with Daemon(share, once=True, watch__settle_s=0) as daemon:
             daemon.process.wait(600)
-            daemon.ended(3 if daemon.says(" rejected: ") or daemon.says(" without a partner: ") else 0)
+            daemon.ended(
+                3 if daemon.says(" rejected: ") or daemon.says(" without a partner: ") else 0
+            )
             daemon.lines()
     judge(share, made.files).hold()
     return share
 
 
-def disturbed(root: Path, made: Plan, torment: Torment, *, tell: bool = False) -> tuple[Path, Report]:
+def disturbed(
+    root: Path, made: Plan, torment: Torment, *, tell: bool = False
+) -> tuple[Path, Report]:
     """The drops under torment; the share and how it went, the verdict still without comparison."""
     share, report = new_share(root), Report(jobs=made.jobs)
     tormentor = Tormentor(share, torment, report)
@@ -267,7 +291,11 @@ def disturbed(root: Path, made: Plan, torment: Torment, *, tell: bool = False) -
                 time.sleep(rng.uniform(0.0, 2 * SETTLE_S))
                 tormentor.strike(blow)
                 if tell and number % 50 == 0:
-                    print(f"  {number} of {len(blows)} blows, {dropper.dropped} drops", file=sys.stderr, flush=True)
+                    print(
+                        f"  {number} of {len(blows)} blows, {dropper.dropped} drops",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             dropper.allow(len(made.drops))
             tormentor.tend()
             tormentor.end(lambda: not dropper.left and settled(share, made, dropper.stalled))
@@ -285,7 +313,10 @@ def disturbed(root: Path, made: Plan, torment: Torment, *, tell: bool = False) -
 
 def _state(share: Path, made: Plan, dropper: Dropper) -> str:
     here = [file for drop in made.drops if drop not in dropper.waiting for file in drop.files]
-    left = [f"{dropper.left} drops were not made", *judge(share, here, stalled=dropper.stalled).faults]
+    left = [
+        f"{dropper.left} drops were not made",
+        *judge(share, here, stalled=dropper.stalled).faults,
+    ]
     left += [f"at work: {p.relative_to(share)}" for p in at_work(share)]
     left += [f"unfinished: {p.relative_to(share)}" for p in temporaries(share)]
     return "\n  ".join(left[:40])

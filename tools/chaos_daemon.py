@@ -2,16 +2,23 @@
 
 The environment says which:
 
-- `CHAOS_LAG_MS`: every step on the share (rename, mkdir, unlink, listing, opening) may take up to so long.
-- `CHAOS_STEP`, `CHAOS_BLOW`: before its n-th step that changes something, the process sends itself this signal; or
-  (`EIO`, `ESTALE` …) its n-th step of any kind fails with this error, once. `CHAOS_MET` (a file) is made then.
-- `CHAOS_POISON` (a file): a picture that is magenta all over aborts the process; each time a line goes into the file.
-- `CHAOS_DEVICE` (a file): the device fails at the first job, unless the file is there; it is made then.
-- `CHAOS_FORGET`: the fake network keeps no list of what it has seen, so that a long run's memory is the daemon's own.
+- `CHAOS_LAG_MS`: every step on the share (rename, mkdir, unlink, listing, opening) may take up to
+  so long.
+- `CHAOS_STEP`, `CHAOS_BLOW`: before its n-th step that changes something, the process sends itself
+  this signal; or
+  (`EIO`, `ESTALE` …) its n-th step of any kind fails with this error, once. `CHAOS_MET` (a
+  file) is created then.
+- `CHAOS_POISON` (a file): a picture that is magenta all over aborts the process; each time a line
+  goes into the file.
+- `CHAOS_DEVICE` (a file): the device fails at the first job, unless the file is there; it is made
+  then.
+- `CHAOS_FORGET`: the fake network keeps no list of what it has seen, so that a long run's memory is
+  the daemon's own.
+- `CHAOS_GPU_MS`: the fake network takes so long for each picture, without using the processor.
 - `CHAOS_SHARE`: only steps below this folder count.
 
-What can still go wrong here: the steps are those that Python audits; fsync, and utime by a file's number, are not.
-"""
+Limitations: the steps are those that Python audits; fsync, and utime by a file's
+number, are not."""
 
 from __future__ import annotations
 
@@ -29,10 +36,11 @@ from typing import Any
 
 import numpy as np
 
-from sam_poll import cli
+from sam_poll.cli import main as cli
+from sam_poll.core.errors import DeviceError
+from sam_poll.core.protocols import Embedding
+from sam_poll.core.types import ModelInput, Picture
 from sam_poll.engines.fake import FakeEngine
-from sam_poll.errors import DeviceError
-from sam_poll.types import Embedding, Picture, Prepared
 from tools import audited
 
 MAGENTA = (255, 0, 255)
@@ -41,10 +49,14 @@ _STEPS = {*_CHANGES, "os.listdir", "os.scandir", "open"}
 
 
 class Steps:
-    """An audit hook: waits up to `lag_s` before a step on the share; the `at`-th meets `blow`, a signal or an error."""
+    """An audit hook: waits up to `lag_s` before a step on the share; the `at`-th meets `blow`, a
+    signal or an error.
+    """
 
     def __init__(self, share: str, lag_s: float = 0.0, at: int = 0, blow: str = "SIGKILL") -> None:
-        self._share, self._lag_s, self._at = share, lag_s, at
+        self._share = share
+        self._lag_s = lag_s
+        self._at = at
         self._signal = getattr(signal, blow, None)
         self._errno = 0 if self._signal else getattr(errno, blow)
         self._met = os.environ.get("CHAOS_MET")
@@ -54,7 +66,9 @@ class Steps:
         """Steps of the counted kind so far."""
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if event not in _STEPS or not any(path.startswith(self._share) for path in audited.paths(event, args)):
+        if event not in _STEPS or not any(
+            path.startswith(self._share) for path in audited.paths(event, args)
+        ):
             return
         changes = event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR))
         if changes or self._errno:
@@ -79,7 +93,7 @@ def poison(tally: Path) -> None:
     """Make magenta pictures end the process."""
     prepare = FakeEngine.prepare
 
-    def abort(engine: FakeEngine, picture: Picture) -> Prepared:
+    def abort(engine: FakeEngine, picture: Picture) -> ModelInput:
         if np.all(picture.pixels == MAGENTA):
             with tally.open("a") as file:
                 file.write(f"{os.getpid()}\n")
@@ -94,7 +108,7 @@ def sick_device(once: Path) -> None:
     encode = FakeEngine.encode
     sick: list[bool] = []
 
-    def fail(engine: FakeEngine, pictures: Sequence[Prepared]) -> list[Embedding]:
+    def fail(engine: FakeEngine, pictures: Sequence[ModelInput]) -> list[Embedding]:
         if sick or not once.exists():
             once.touch()
             sick.append(True)
@@ -108,11 +122,22 @@ def forgetful() -> None:
     """Let the fake network forget."""
     encode = FakeEngine.encode
 
-    def forget(engine: FakeEngine, pictures: Sequence[Prepared]) -> list[Embedding]:
+    def forget(engine: FakeEngine, pictures: Sequence[ModelInput]) -> list[Embedding]:
         engine.encoded.clear()
         return encode(engine, pictures)
 
     setattr(FakeEngine, "encode", forget)  # noqa: B010
+
+
+def slow_device(seconds: float) -> None:
+    """Let the fake network take its time, as a card does."""
+    encode = FakeEngine.encode
+
+    def wait(engine: FakeEngine, pictures: Sequence[ModelInput]) -> list[Embedding]:
+        time.sleep(seconds * len(pictures))
+        return encode(engine, pictures)
+
+    setattr(FakeEngine, "encode", wait)  # noqa: B010
 
 
 def main() -> None:
@@ -127,6 +152,8 @@ def main() -> None:
         poison(Path(given["CHAOS_POISON"]))
     if "CHAOS_DEVICE" in given:
         sick_device(Path(given["CHAOS_DEVICE"]))
+    if "CHAOS_GPU_MS" in given:
+        slow_device(float(given["CHAOS_GPU_MS"]) / 1000)
     if "CHAOS_FORGET" in given:
         forgetful()
     cli.main()

@@ -1,11 +1,12 @@
 """What the chaos runs drop: a seeded plan of pictures and prompts, and the one who drops them.
 
-Every file has bytes of its own (a prompt's label is its job's name), so that the verdict can follow each by its
-content. The plan says where each file must end; what depends on the moment by design is not planned.
+Every file has bytes of its own (a prompt's label is its job's name), so that the verdict can follow
+each by its content. The plan says where each file must end; what depends on the moment by design is
+not planned.
 
-What can still go wrong here: a slow writer that this machine stops for longer than the settle time is taken for
-finished; such files are listed in `Dropper.stalled`, and the verdict lets them end in either place.
-"""
+Limitations: a slow writer that this machine stops for longer than the settle time
+is taken for finished; such files are listed in `Dropper.stalled`, and the verdict lets them end in
+either place."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class File:
-    """One file to drop. `name` is relative to `in/`; `ends` are the folders it may lie in at the end."""
+    """One file to drop. `name` is relative to `in/`; `ends` are the folders it may lie in at the
+    end.
+    """
 
     name: str
     body: bytes
@@ -55,7 +58,9 @@ class File:
 
 @dataclass(frozen=True)
 class Drop:
-    """Files that belong together, in the order they come. `after`: a prompt that must lie in `done/` first."""
+    """Files that belong together, in the order they come. `after`: a prompt that must lie in
+    `done/` first.
+    """
 
     files: tuple[File, ...]
     prompts: int = 1
@@ -89,7 +94,9 @@ def picture(ending: str, seed: int, *, colour: tuple[int, int, int] | None = Non
     if colour:
         pixels = np.full((HEIGHT, WIDTH, 3), colour[::-1], np.uint8)
     else:
-        coarse = np.random.default_rng(seed).integers(0, 255, (HEIGHT // 4, WIDTH // 4, 3), np.uint8)
+        coarse = np.random.default_rng(seed).integers(
+            0, 255, (HEIGHT // 4, WIDTH // 4, 3), np.uint8
+        )
         pixels = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
     return bytes(cv2.imencode(ending.lower(), pixels)[1].tobytes())
 
@@ -114,7 +121,9 @@ def prompt(rng: random.Random, label: str, **more: Any) -> bytes:
 
 
 def plan(count: int, seed: int, *, late: bool = False) -> Plan:
-    """At least `count` prompts' worth of drops. `late`: also further prompts for pictures long answered (10 s each)."""
+    """At least `count` prompts' worth of drops. `late`: also further prompts for pictures long
+    answered (10 s each).
+    """
     rng = random.Random(seed)
     made = Plan()
     plain: list[Drop] = []
@@ -122,12 +131,16 @@ def plan(count: int, seed: int, *, late: bool = False) -> Plan:
         drop = _drop(rng, f"j{len(made.drops):05d}", seed * 1_000_003 + len(made.drops), plain)
         made.drops.append(drop)
     if late:
-        made.drops += [_late(rng, drop, n) for n, drop in enumerate(plain[:: max(1, len(plain) // 20)][:20])]
+        made.drops += [
+            _late(rng, drop, n) for n, drop in enumerate(plain[:: max(1, len(plain) // 20)][:20])
+        ]
     return made
 
 
 def _drop(rng: random.Random, stem: str, seed: int, plain: list[Drop]) -> Drop:
-    kind = rng.choices(["pair", "several", "picture", "prompt", "lone", "alone", "encore"], [68, 12, 5, 7, 2, 1, 5])[0]
+    kind = rng.choices(
+        ["pair", "several", "picture", "prompt", "lone", "alone", "encore"], [68, 12, 5, 7, 2, 1, 5]
+    )[0]
     folder = rng.choice(FOLDERS)
     base = f"{folder}/{stem}" if folder else stem
     ending = rng.choice(ENDINGS)
@@ -140,21 +153,38 @@ def _drop(rng: random.Random, stem: str, seed: int, plain: list[Drop]) -> Drop:
         bad = body[: len(body) * 2 // 3] if rng.random() < 0.3 else f"no picture: {stem}".encode()
         return _pair(rng, base, ending, bad, prompt(rng, base), "failed", "failed")
     if kind == "prompt":
-        # Its picture comes first: a broken prompt that lies alone is refused alone, and its picture waits.
+        # Its picture comes first: a broken prompt that lies alone is refused alone, and its picture
+        # waits.
         bad = (rng.choice(BROKEN_PROMPTS) % stem).encode()
         first = File(base + ending, body, frozenset({"failed", "in"}), _how(rng))
         return Drop((first, File(base + ".json", bad, frozenset({"failed"}))))
     if kind == "lone":
         return Drop((File(base + ending, body, frozenset({"in"}), _how(rng)),), prompts=0)
     if kind == "alone":
-        return Drop((File(base + ".json", prompt(rng, base), frozenset({"in"}), _how(rng)),), prompts=0)
-    drop = _pair(rng, base, ending, body, prompt(rng, base, **_about(rng, base + ending, body)), "done", "done")
+        return Drop(
+            (File(base + ".json", prompt(rng, base), frozenset({"in"}), _how(rng)),), prompts=0
+        )
+    drop = _pair(
+        rng,
+        base,
+        ending,
+        body,
+        prompt(rng, base, **_about(rng, base + ending, body)),
+        "done",
+        "done",
+    )
     plain.append(drop)
     return drop
 
 
 def _pair(
-    rng: random.Random, base: str, ending: str, body: bytes, text: bytes, picture_end: str, prompt_end: str
+    rng: random.Random,
+    base: str,
+    ending: str,
+    body: bytes,
+    text: bytes,
+    picture_end: str,
+    prompt_end: str,
 ) -> Drop:
     name = rng.choice([base + ".json", base + ".json", base + ".prompt", base + ending + ".json"])
     files = [
@@ -166,14 +196,18 @@ def _pair(
 
 
 def _several(rng: random.Random, base: str, ending: str, body: bytes) -> Drop:
-    names = [base + ".json", base + ".left.json", base + ".b.prompt", base + ending + ".json"][: rng.randint(2, 4)]
+    names = [base + ".json", base + ".left.json", base + ".b.prompt", base + ending + ".json"][
+        : rng.randint(2, 4)
+    ]
     files = [File(name, prompt(rng, name), frozenset({"done"}), _how(rng)) for name in names]
     files.append(File(base + ending, body, frozenset({"done"}), _how(rng)))
     return Drop(tuple(files), prompts=len(names))
 
 
 def _encore(rng: random.Random, before: Drop, stem: str, seed: int) -> Drop:
-    """Another picture and prompt under the names of an answered pair: they become `~2`. The picture comes first."""
+    """Another picture and prompt under the names of an answered pair: they become `~2`. The picture
+    comes first.
+    """
     text, old = _prompt_and_picture(before)
     files = (
         File(old.name, picture(os.path.splitext(old.name)[1], seed), frozenset({"done"})),
@@ -185,7 +219,10 @@ def _encore(rng: random.Random, before: Drop, stem: str, seed: int) -> Drop:
 def _late(rng: random.Random, before: Drop, number: int) -> Drop:
     text, old = _prompt_and_picture(before)
     base = os.path.splitext(old.name)[0]
-    return Drop((File(f"{base}.late.json", prompt(rng, f"late {number}"), frozenset({"done"})),), after=text.name)
+    return Drop(
+        (File(f"{base}.late.json", prompt(rng, f"late {number}"), frozenset({"done"})),),
+        after=text.name,
+    )
 
 
 def _prompt_and_picture(drop: Drop) -> tuple[File, File]:
@@ -209,10 +246,14 @@ def _about(rng: random.Random, name: str, body: bytes) -> dict[str, Any]:
 
 
 class Dropper:
-    """Drops a plan's files, as far as `allow` lets it, in a thread of its own; `hurry` leaves out slow writing."""
+    """Drops a plan's files, as far as `allow` lets it, in a thread of its own; `hurry` leaves out
+    slow writing.
+    """
 
     def __init__(self, plan: Plan, share: Path, settle_s: float, *, hurry: bool = False) -> None:
-        self._share, self._settle_s, self._hurry = share, settle_s, hurry
+        self._share = share
+        self._settle_s = settle_s
+        self._hurry = hurry
         self.waiting = list(plan.drops)
         """Drops still to come."""
         self._quota = 0
@@ -255,7 +296,9 @@ class Dropper:
     def _run(self) -> None:
         while True:
             with self._more:
-                if not self._more.wait_for(lambda: self._stop or (self.waiting and self.dropped < self._quota), 0.5):
+                if not self._more.wait_for(
+                    lambda: self._stop or (self.waiting and self.dropped < self._quota), 0.5
+                ):
                     continue
                 if self._stop:
                     return
@@ -323,7 +366,9 @@ def drop_pair(share: Path, stem: str, seed: int, **more: Any) -> list[File]:
     return files
 
 
-def pair(stem: str, seed: int, *, end: str = "done", colour: tuple[int, int, int] | None = None) -> list[File]:
+def pair(
+    stem: str, seed: int, *, end: str = "done", colour: tuple[int, int, int] | None = None
+) -> list[File]:
     """A picture and its prompt."""
     rng = random.Random(seed)
     return [

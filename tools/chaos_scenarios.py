@@ -1,10 +1,11 @@
-"""Sick surroundings, each a function that runs daemons over a fresh share below `root` and raises ChaosError.
+"""Sick surroundings, each a function that runs daemons over a fresh share below `root` and raises
+ChaosError.
 
-A full disk, a share that goes read-only or away, folders that are removed, a job that kills its process, a device that
-fails. Those that mount (`MOUNTING`) need root; `cannot_mount` says why not.
+A full disk, a share that goes read-only or away, folders that are removed, a job that kills its
+process, a device that fails. Those that mount (`MOUNTING`) need root; `cannot_mount` says why not.
 
-What can still go wrong here: a run that is killed in the middle leaves its mounts below `root` behind.
-"""
+Limitations: a run that is killed in the middle leaves its mounts below `root`
+behind."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ _FEW = 6
 
 def mount(*arguments: object) -> None:
     """`mount`; OSError says what it said."""
-    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise OSError(done.stderr.strip() or "mount failed")
 
@@ -69,7 +72,9 @@ def cannot_mount() -> str | None:
 
 @contextlib.contextmanager
 def _disk(root: Path, size: str) -> Iterator[tuple[Path, Path]]:
-    """A small tmpfs: (where it stays mounted, `root/share`, where it is mounted too and can be taken away)."""
+    """A small tmpfs: (where it stays mounted, `root/share`, where it is mounted too and can be
+    taken away).
+    """
     below, share = root / "disk", root / "share"
     for folder in (below, share, root / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,9 @@ def _answered(share: Path, files: list[File]) -> Callable[[], bool]:
 
     def look() -> bool:
         places = located(share)
-        ended = all([p.split("/")[0] in f.ends for p in places.get(f.key, [])] == [True] for f in files)
+        ended = all(
+            [p.split("/")[0] in f.ends for p in places.get(f.key, [])] == [True] for f in files
+        )
         return ended and not at_work(share) and not temporaries(share)
 
     return look
@@ -127,7 +134,9 @@ def _finish(daemon: Daemon, share: Path, files: list[File]) -> None:
 
 
 def full_disk(root: Path) -> None:
-    """The disk is full: answers wait with an alarm, nothing fails, and all goes on once there is room."""
+    """The disk is full: answers wait with an alarm, nothing fails, and all goes on once there is
+    room.
+    """
     with _disk(root, "2m") as (disk, share):
         files = drop_pair(share, "first", 1)
         with Daemon(share) as daemon:
@@ -139,7 +148,10 @@ def full_disk(root: Path) -> None:
             _fill(disk / "filler")
             for n, file in enumerate(waiting):
                 (disk / f"aside{n}").rename(disk / "in" / file.name)
-            wait_for(_alarmed(daemon, "alarm (output)", "alarm (share)", "alarm (lease)"), "an alarm tells of it")
+            wait_for(
+                _alarmed(daemon, "alarm (output)", "alarm (share)", "alarm (lease)"),
+                "an alarm tells of it",
+            )
             _none_failed(share, waiting)
             _whole(share)
             if any(path.stem.startswith("full") for path in files_below(share / "out")):
@@ -159,13 +171,20 @@ def _fill(filler: Path) -> None:
 
 def _none_failed(share: Path, files: list[File]) -> None:
     keys = {file.key for file in files}
-    wrong = [p for key, found in located(share).items() for p in found if key in keys and p.startswith("failed/")]
+    wrong = [
+        p
+        for key, found in located(share).items()
+        for p in found
+        if key in keys and p.startswith("failed/")
+    ]
     if wrong:
         raise ChaosError(f"the surroundings are sick, and jobs were failed for it: {wrong}")
 
 
 def read_only(root: Path) -> None:
-    """The share becomes read-only while jobs come: an alarm, no job fails, and all goes on when it can be written."""
+    """The share becomes read-only while jobs come: an alarm, no job fails, and all goes on when it
+    can be written.
+    """
     with _disk(root, "8m") as (disk, share):
         files = drop_pair(share, "first", 1)
         with Daemon(share) as daemon:
@@ -182,7 +201,9 @@ def read_only(root: Path) -> None:
 
 @contextlib.contextmanager
 def _cannot_write(disk: Path, share: Path) -> Iterator[None]:
-    """`share` is read-only within this. A mount with files open for writing refuses that, so it gets one on top."""
+    """`share` is read-only within this. A mount with files open for writing refuses that, so it
+    gets one on top.
+    """
     mount("--bind", disk, share)
     mount("-o", "remount,bind,ro", share)
     try:
@@ -192,7 +213,9 @@ def _cannot_write(disk: Path, share: Path) -> Iterator[None]:
 
 
 def share_away(root: Path) -> None:
-    """The share is unmounted and comes back; the bare folder below it, with decoys in it, is left as it is."""
+    """The share is unmounted and comes back; the bare folder below it, with decoys in it, is left
+    as it is.
+    """
     _away(root, {})
 
 
@@ -215,7 +238,9 @@ def _away(root: Path, more: dict[str, Any]) -> None:
             for n in range(_FEW):
                 files += drop_pair(disk, f"away{n}", 300 + n)
             wait_for(_alarmed(daemon, "alarm (share)"), "the scan's alarm tells of it")
-            wait_for(_alarmed(daemon, "alarm (lease)"), "the alarm of the signs of life tells of it")
+            wait_for(
+                _alarmed(daemon, "alarm (lease)"), "the alarm of the signs of life tells of it"
+            )
             if _picture_of(share) != before:
                 raise ChaosError(f"the bare folder was touched: {before} → {_picture_of(share)}")
             mount("--bind", disk, share)
@@ -240,12 +265,15 @@ def _decoys(folder: Path) -> list[File]:
 def _picture_of(folder: Path) -> list[tuple[str, str]]:
     """All files and folders and their contents."""
     return sorted(
-        (str(p.relative_to(folder)), key_of(p.read_bytes()) if p.is_file() else "") for p in folder.rglob("*")
+        (str(p.relative_to(folder)), key_of(p.read_bytes()) if p.is_file() else "")
+        for p in folder.rglob("*")
     )
 
 
 def started_away(root: Path) -> None:
-    """A daemon that starts while the share is not mounted ends with 75, and leaves the bare folder as it is."""
+    """A daemon that starts while the share is not mounted ends with 75, and leaves the bare folder
+    as it is.
+    """
     with _disk(root, "8m") as (disk, share):
         unmount(share)
         _decoys(share)
@@ -258,7 +286,9 @@ def started_away(root: Path) -> None:
 
 
 def folders_removed(root: Path) -> None:
-    """`in/`, then a subfolder of it, is removed and made again while the daemon runs: it goes on."""
+    """`in/`, then a subfolder of it, is removed and made again while the daemon runs: it goes
+    on.
+    """
     share = new_share(root)
     files = drop_pair(share, "first", 1)
     with Daemon(share) as daemon:
@@ -267,7 +297,9 @@ def folders_removed(root: Path) -> None:
         wait_for(_alarmed(daemon, "alarm (share)", "alarm (read)"), "an alarm tells of it")
         (share / "in").mkdir()
         files += drop_pair(share, "second", 2) + drop_pair(share, "cam1/third", 3)
-        wait_for(_answered(share, files), f"all is answered after in/ was away\n{daemon.tail()}", 90)
+        wait_for(
+            _answered(share, files), f"all is answered after in/ was away\n{daemon.tail()}", 90
+        )
         shutil.rmtree(share / "in/cam1")
         files += drop_pair(share, "cam1/fourth", 4)
         wait_for(_answered(share, files), "all is answered after cam1/ was away", 90)
@@ -281,7 +313,9 @@ def folders_removed(root: Path) -> None:
 
 
 def poison(root: Path, attempts: int = 3) -> int:
-    """A job that kills its process ends in failed/ after `attempts` runs; all others are answered. Returns the runs."""
+    """A job that kills its process ends in failed/ after `attempts` runs; all others are answered.
+    Returns the runs.
+    """
     share, tally = new_share(root), root / "tally"
     tally.touch()
     files = [file for n in range(_FEW) for file in drop_pair(share, f"good{n}", 400 + n)]
@@ -301,9 +335,14 @@ def poison(root: Path, attempts: int = 3) -> int:
             daemon.killed = True
             daemon.lines()
     else:
-        raise ChaosError(f"the poisonous job was run {len(tally.read_text().splitlines())} times: {daemon.tail()}")
+        raise ChaosError(
+            f"the poisonous job was run {len(tally.read_text().splitlines())} times: "
+            f"{daemon.tail()}"
+        )
     judge(share, files).hold()
-    reasons = [path.read_text() for path in files_below(share / "failed") if path.name == "bad.error.json"]
+    reasons = [
+        path.read_text() for path in files_below(share / "failed") if path.name == "bad.error.json"
+    ]
     if len(reasons) != 1 or '"code": "poison"' not in reasons[0]:
         raise ChaosError(f"its reason is not poison: {reasons}")
     runs = len(tally.read_text().splitlines())
@@ -327,7 +366,10 @@ def device_error(root: Path) -> None:
 
 
 PLAIN = {f.__name__: f for f in (folders_removed, poison, device_error)}
-MOUNTING = {f.__name__: f for f in (full_disk, read_only, share_away, share_away_with_sentinel, started_away)}
+MOUNTING = {
+    f.__name__: f
+    for f in (full_disk, read_only, share_away, share_away_with_sentinel, started_away)
+}
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
-"""What the chaos and soak runs stand on: daemon processes, a watcher of `out/`, and the verdict over a share.
+"""What the chaos and soak runs stand on: daemon processes, a watcher of `out/`, and the verdict
+over a share.
 
-What can still go wrong here: the watcher reads a few times a second; a half file that is whole again in between is not
-seen by it (the crash sweep in `tools.chaos_sweep` looks at every step instead).
-"""
+Limitations: the watcher reads a few times a second; a half file that is whole
+again in between is not seen by it (the crash sweep in `tools.chaos_sweep` looks at every step
+instead)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class ChaosError(AssertionError):
     """The share or a daemon is not as it must be."""
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.02) -> Any:
+def wait_for(
+    condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.02
+) -> Any:
     """Wait until the condition holds and return what it gave; ChaosError says what did not come."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
@@ -72,21 +75,42 @@ class Daemon:
         logs: Path | None = None,
         model: str = "fake",
         before: Sequence[str] = (),
+        blocked: Sequence[str] = (),
         **env: Any,
     ) -> None:
-        """`before`: a command that becomes the daemon, as `setpriv` does."""
+        """Start it.
+
+        `before`: a command that becomes the daemon, as `setpriv` does. `blocked`: folders whose
+        places are taken by something else now and then.
+        """
         Daemon._serial += 1
-        self.share = share
+        self.share, self._blocked = share, blocked
         self.log = (logs or share.parent / "logs") / f"{Daemon._serial:05d}.log"
         self.killed = self.asked = False
         self.thaw_at: float | None = None
         self.asked_at: float | None = None
         self._seen = False
         command = [*before, sys.executable, "-m", module, "watch", str(share / "in")]
-        command += [*(["--once"] if once else []), "-m", model, "-f", "mask", "-f", "opex", "--log", "json"]
+        command += [
+            *(["--once"] if once else []),
+            "-m",
+            model,
+            "-f",
+            "mask",
+            "-f",
+            "opex",
+            "--log",
+            "json",
+        ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(**env), cwd=HERE, umask=0o022
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(**env),
+                cwd=HERE,
+                umask=0o022,
             )
 
     @property
@@ -97,7 +121,10 @@ class Daemon:
     def parts(self) -> list[int]:
         """The processes that it has started."""
         with contextlib.suppress(OSError):
-            tasks = [path.read_text().split() for path in Path(f"/proc/{self.pid}/task").glob("*/children")]
+            tasks = [
+                path.read_text().split()
+                for path in Path(f"/proc/{self.pid}/task").glob("*/children")
+            ]
             return [int(pid) for pids in tasks for pid in pids]
         return []
 
@@ -151,7 +178,9 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self, timeout: float = 50.0, code: int = 0) -> None:
-        """SIGTERM, and it must end with `code`; before it looks for jobs, nothing is there to catch the signal."""
+        """SIGTERM, and it must end with `code`; before it looks for jobs, nothing is there to catch
+        the signal.
+        """
         worker = self.started().worker
         self.ask()
         self.ended(code, timeout)
@@ -162,15 +191,32 @@ class Daemon:
         try:
             found = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise ChaosError(f"daemon {self.log.name} did not end within {timeout:g} s: {self.tail()}") from None
+            raise ChaosError(
+                f"daemon {self.log.name} did not end within {timeout:g} s: {self.tail()}"
+            ) from None
         if found != code:
-            raise ChaosError(f"daemon {self.log.name} ended with {found}, not {code}: {self.tail()}")
+            raise ChaosError(
+                f"daemon {self.log.name} ended with {found}, not {code}: {self.tail()}"
+            )
 
     def left_nothing(self, worker: str | None) -> None:
-        """After an orderly end, no claim may carry its name."""
+        """Check that no claim carries its name after an orderly end.
+
+        Allowed are jobs that are over and wait for a blocked folder in `done/` or `failed/`
+        (docs/operations.md), and jobs of a worker process that was killed: their recovery counts
+        the attempt.
+        """
         mine = [p for p in claims(self.share) if worker and p.name.endswith(f"@{worker}")]
+        mine = [p for p in mine if not self._waits(p)]
         if mine:
             raise ChaosError(f"daemon {self.log.name} ended in order and left {mine[0]} in work/")
+
+    def _waits(self, claim: Path) -> bool:
+        """Return whether a claim may be left after an orderly end."""
+        top = claim.relative_to(self.share / "work").parts[0]
+        if re.match(r"g\d+\.(done|failed)", claim.name):
+            return top in self._blocked
+        return bool(self.says("its process was ended by"))
 
     def lines(self) -> list[dict[str, Any]]:
         """Its log; ChaosError for a line that is not JSON, or for a surprise."""
@@ -179,7 +225,11 @@ class Daemon:
     def says(self, text: str) -> int:
         """How many of its lines have `text` in their message."""
         raw = self.log.read_bytes().decode(errors="replace").splitlines()
-        return sum(text in json.loads(line)["message"] for line in raw if line.startswith("{") and line.endswith("}"))
+        return sum(
+            text in json.loads(line)["message"]
+            for line in raw
+            if line.startswith("{") and line.endswith("}")
+        )
 
     def tail(self, count: int = 5) -> str:
         """The log's last lines."""
@@ -194,7 +244,9 @@ class Daemon:
 
 
 def environment(**more: Any) -> dict[str, str]:
-    """A daemon's environment: short leases, quick scans. `lease_s=…` is `SAM_POLL_LEASE_S`; capitals stay."""
+    """A daemon's environment: short leases, quick scans. `lease_s=…` is `SAM_POLL_LEASE_S`;
+    capitals stay.
+    """
     given: dict[str, Any] = {
         "lease_s": 2,
         "attempts": 1000,
@@ -204,7 +256,11 @@ def environment(**more: Any) -> dict[str, str]:
         "pipeline__finish_threads": 2,
         **more,
     }
-    base = {k: v for k, v in os.environ.items() if not k.startswith(("SAM_POLL_", "CHAOS_")) and k != "MODEL"}
+    base = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("SAM_POLL_", "CHAOS_")) and k != "MODEL"
+    }
     named = {k if k.isupper() else f"SAM_POLL_{k.upper()}": str(v) for k, v in given.items()}
     return {**base, "OMP_NUM_THREADS": "1", **named}
 
@@ -228,7 +284,9 @@ def log_lines(log: Path, *, cut: bool) -> Iterator[dict[str, Any]]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All regular files below a folder, hidden ones too. What vanishes is passed over, links are not followed."""
+    """All regular files below a folder, hidden ones too. What vanishes is passed over, links are
+    not followed.
+    """
     for parent, _, names in os.walk(folder):
         yield from (path for name in names if _is_file(path := Path(parent) / name))
 
@@ -253,7 +311,9 @@ def holders(share: Path) -> set[int]:
 
 def at_work(share: Path) -> list[Path]:
     """What lies in work/ and is a job's, not the daemons' own."""
-    return [p for p in files_below(share / "work") if not p.name.startswith(TEMPORARY)] + claims(share)
+    return [p for p in files_below(share / "work") if not p.name.startswith(TEMPORARY)] + claims(
+        share
+    )
 
 
 def temporaries(share: Path) -> list[Path]:
@@ -278,10 +338,16 @@ class Watcher:
     """Reads every new file in out/ as soon as it has its name, as a greedy reader would."""
 
     def __init__(
-        self, share: Path, every_s: float = 0.1, *, passed: Callable[[bytes], bool] = lambda body: False
+        self,
+        share: Path,
+        every_s: float = 0.1,
+        *,
+        passed: Callable[[bytes], bool] = lambda body: False,
     ) -> None:
         """`passed`: whether a file's bytes are none of the daemons'."""
-        self._folder, self._every_s, self._passed = share / "out", every_s, passed
+        self._folder = share / "out"
+        self._every_s = every_s
+        self._passed = passed
         self._known: dict[Path, tuple[tuple[int, int], str]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -390,8 +456,12 @@ class Verdict:
             raise ChaosError(f"{len(self.faults)} faults\n  " + "\n  ".join(self.faults[:20]))
 
 
-def judge(share: Path, files: list[File], *, calm: Path | None = None, stalled: Iterable[str] = ()) -> Verdict:
-    """Hold a share, on which no daemon works any more, against what was dropped and against an undisturbed run."""
+def judge(
+    share: Path, files: list[File], *, calm: Path | None = None, stalled: Iterable[str] = ()
+) -> Verdict:
+    """Hold a share, on which no daemon works any more, against what was dropped and against an
+    undisturbed run.
+    """
     verdict, places = Verdict(), located(share)
     excused = set(stalled)
     for file in files:
@@ -401,7 +471,9 @@ def judge(share: Path, files: list[File], *, calm: Path | None = None, stalled: 
     for key, found in places.items():
         strange = [p for p in found if key not in known and not _error_file(p)]
         verdict.left += [f"{p} is nothing that was dropped" for p in strange]
-    verdict.left += [f"{p.relative_to(share)} is still there" for p in temporaries(share) + at_work(share)]
+    verdict.left += [
+        f"{p.relative_to(share)} is still there" for p in temporaries(share) + at_work(share)
+    ]
     verdict.workers = len(list((share / "work").glob(TEMPORARY + "worker-*")))
     for path in files_below(share / "out"):
         if not path.name.startswith(TEMPORARY) and (fault := broken(path, path.read_bytes())):
@@ -434,10 +506,15 @@ def differences(share: Path, calm: Path, excused: set[str] = frozenset()) -> lis
     for folder in ("out", "done", "failed"):
         one, other = (_bodies(root / folder) for root in (share, calm))
         for name in sorted({*one, *other}):
-            if name.split(".")[0] in stems or (folder == "failed" and name not in one and _waits(share, name)):
+            if name.split(".")[0] in stems or (
+                folder == "failed" and name not in one and _waits(share, name)
+            ):
                 continue
             if name not in one or name not in other:
-                found.append(f"{folder}/{name} is only in the {'undisturbed' if name in other else 'disturbed'} run")
+                found.append(
+                    f"{folder}/{name} is only in the "
+                    f"{'undisturbed' if name in other else 'disturbed'} run"
+                )
             elif one[name] != other[name]:
                 found.append(f"{folder}/{name} has other bytes than in the undisturbed run")
     return found
@@ -451,8 +528,8 @@ _LATE = "no picture came with the prompt"
 
 
 def _bodies(folder: Path) -> dict[str, bytes]:
-    """Relative name → bytes; of an error file, what does not tell the time; of an answer, all but the note
-    that it was made on a picture from done/.
+    """Relative name → bytes; of an error file, what does not tell the time; of an answer, all but
+    the note that it was made on a picture from done/.
 
     A prompt that could not be read in time is answered later, on its picture in done/.
     """
@@ -463,11 +540,14 @@ def _bodies(folder: Path) -> dict[str, bytes]:
         body = path.read_bytes()
         if path.name.endswith(".error.json"):
             told = json.loads(body)
-            body = json.dumps({k: v for k, v in told.items() if k not in ("time", "files", "attempt")}).encode()
+            body = json.dumps(
+                {k: v for k, v in told.items() if k not in ("time", "files", "attempt")}
+            ).encode()
         elif path.name.endswith(".opex.json"):
             told = json.loads(body)
-            if _LATE in told.get("meta", {}).get("notes", ""):
-                del told["meta"]["notes"]
+            meta = told.get("meta", {})
+            notes = [n for n in meta.pop("notes", "").split("; ") if n and _LATE not in n]
+            told["notes"] = notes
             body = json.dumps(told).encode()
         found[path.relative_to(folder).as_posix()] = body
     return found
@@ -475,5 +555,11 @@ def _bodies(folder: Path) -> dict[str, bytes]:
 
 def answered_twice(lines: Iterable[dict[str, Any]]) -> list[str]:
     """Jobs that daemons say to have answered more than once."""
-    done = Counter(m[1] for line in lines if (m := re.fullmatch(r"job (.+?) done: .*", line["message"])))
-    return [f"job {name} was answered {count} times by the logs" for name, count in done.items() if count > 1]
+    done = Counter(
+        m[1] for line in lines if (m := re.fullmatch(r"job (.+?) done: .*", line["message"]))
+    )
+    return [
+        f"job {name} was answered {count} times by the logs"
+        for name, count in done.items()
+        if count > 1
+    ]

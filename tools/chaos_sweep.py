@@ -1,14 +1,14 @@
-"""A blow at every step: a daemon dies, or freezes past its lease, before its n-th change on the share, for every n; or
-its n-th step fails once.
+"""A blow at every step: a daemon dies, or freezes past its lease, before its n-th change on the
+share, for every n; or its n-th step fails once.
 
-Where the chaos run strikes at random moments, this one strikes at each: another daemon must then finish everything
-(and a frozen one, when it wakes up, must do no harm), with the same answers as if nothing had happened. A daemon whose
-step fails must finish by itself, unless it could not start. Daemons are
-forked from one process that has imported everything, so that a step costs a second or two and not five.
+Where the chaos run strikes at random moments, this one strikes at each: another daemon must then
+finish everything (and a frozen one, when it wakes up, must do no harm), with the same answers as if
+nothing had happened. A daemon whose step fails must finish by itself, unless it could not start.
+Daemons are forked from one process that has imported everything, so that a step costs a second or
+two and not five.
 
-What can still go wrong here: threads share the count of steps, so step 40 is not the same step in every run; a sweep
-passes each of them only about once.
-"""
+Limitations: threads share the count of steps, so step 40 is not the same step in
+every run; a sweep passes each of them only about once."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from pathlib import Path
 
 import cv2
 
-# Imported here so that the forked daemons need not.
-from sam_poll import app  # noqa: F401
 from sam_poll.engines import loader  # noqa: F401
 from sam_poll.formats import mask, opex  # noqa: F401
+
+# Imported here so that the forked daemons need not.
+from sam_poll.runtime import builders  # noqa: F401
 from tools import chaos_daemon
 from tools.chaos_jobs import File, pair, picture
 from tools.chaos_share import (
@@ -84,7 +85,9 @@ class Forked:
         os._exit(1)
 
     def ended(self, options: int = os.WNOHANG | os.WUNTRACED) -> int | None:
-        """Its exit code; -SIGKILL where it was killed, -SIGSTOP where it stands still; None: it runs."""
+        """Its exit code; -SIGKILL where it was killed, -SIGSTOP where it stands still; None: it
+        runs.
+        """
         if self.code in (None, -signal.SIGSTOP):
             found, status = os.waitpid(self.pid, options)
             if found and os.WIFSTOPPED(status):
@@ -116,7 +119,7 @@ class Trial:
     step: int
     blow: str
     after: int = 0
-    """Another daemon was killed at this step before, so that the one that is struck takes its claims over; 0: none."""
+    """Another daemon was killed at this step before, so that its claims are taken over; 0: none."""
     struck: Forked = field(init=False)
     heirs: list[Forked] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
@@ -130,7 +133,11 @@ class Trial:
             dead = Forked(share, "dead").start(once=True, CHAOS_SHARE=share, CHAOS_STEP=self.after)
             wait_for(lambda: dead.ended() is not None, "the one before is killed", _DRAIN_S)
         self.struck = Forked(share, "struck").start(
-            once=True, CHAOS_SHARE=share, CHAOS_STEP=self.step, CHAOS_BLOW=self.blow, CHAOS_MET=self.root / "met"
+            once=True,
+            CHAOS_SHARE=share,
+            CHAOS_STEP=self.step,
+            CHAOS_BLOW=self.blow,
+            CHAOS_MET=self.root / "met",
         )
 
     @property
@@ -141,25 +148,42 @@ class Trial:
 
     def inherit(self, heirs: int) -> None:
         """See the first daemon struck, and start those that have to finish."""
-        wait_for(lambda: self.struck.ended() is not None, "the first daemon is struck, or ends", _DRAIN_S)
+        wait_for(
+            lambda: self.struck.ended() is not None, "the first daemon is struck, or ends", _DRAIN_S
+        )
         if not self.met or self.struck.code in (0, 3):
             return
         if not self.blow.startswith("SIG") and self.struck.code != 75:
-            raise ChaosError(f"an error ended it with {self.struck.code}: {self.struck.log.read_text()[-600:]}")
+            raise ChaosError(
+                f"an error ended it with {self.struck.code}: {self.struck.log.read_text()[-600:]}"
+            )
         for number in range(heirs):
             self.heirs.append(Forked(self.struck.share, f"heir{number}").start(once=False))
 
     def finish(self, calm: Path | None) -> None:
         """Wait for the heirs, wake the frozen one, and hold the share to everything."""
         share = self.struck.share
-        wait_for(lambda: _over(share, self.files), "all is finished", _DRAIN_S if self.heirs else 1, every=0.05)
+        wait_for(
+            lambda: _over(share, self.files),
+            "all is finished",
+            _DRAIN_S if self.heirs else 1,
+            every=0.05,
+        )
         if self.struck.code == -signal.SIGSTOP:
             self.struck.code = None
             os.kill(self.struck.pid, signal.SIGCONT)
             wait_for(lambda: self.struck.ended() is not None, "the frozen one ends", _DRAIN_S)
-            if self.struck.code not in (0, 3, 75):  # 75: it slept before it had begun, and its files were swept
+            if self.struck.code not in (
+                0,
+                3,
+                75,
+            ):  # 75: it slept before it had begun, and its files were swept
                 raise ChaosError(f"after its sleep it ended with {self.struck.code}")
-            wait_for(lambda: _over(share, self.files), "the heirs finish what the frozen one left", _DRAIN_S)
+            wait_for(
+                lambda: _over(share, self.files),
+                "the heirs finish what the frozen one left",
+                _DRAIN_S,
+            )
         for heir in self.heirs:
             heir.stop()
         for daemon in (self.struck, *self.heirs):
@@ -180,7 +204,10 @@ class Trial:
         """The fault in full."""
         state = "; ".join(judge(self.struck.share, self.files).faults)
         before = f" (after SIGKILL at step {self.after})" if self.after else ""
-        return f"{self.blow} at step {self.step}{before}, {self.met} ({self.root}): {self.fault}; {state}"
+        return (
+            f"{self.blow} at step {self.step}{before}, {self.met} ({self.root}): "
+            f"{self.fault}; {state}"
+        )
 
     def close(self) -> None:
         """End all its daemons."""
@@ -189,7 +216,9 @@ class Trial:
 
 
 def _drop(share: Path) -> list[File]:
-    """One of each: a pair, a picture with three prompts, a name that is taken in done/, refused ones, a subfolder."""
+    """One of each: a pair, a picture with three prompts, a name that is taken in done/, refused
+    ones, a subfolder, mask files beside a picture that is answered and one that is refused.
+    """
     (share / "in/cam1").mkdir()
     (share / "done").mkdir()
     old = [File(f.name, f.body, f.ends) for f in pair("again", 90)]
@@ -197,12 +226,37 @@ def _drop(share: Path) -> list[File]:
         (share / "done" / file.name).write_bytes(file.body)
     files = [*pair("one", 1), *pair("cam1/two", 2), *pair("again", 3)]
     files += [File("three.jpg", picture(".jpg", 4), frozenset({"done"}))]
-    files += [File(f"three.{n}.json", pair(f"three{n}", 5 + n)[1].body, frozenset({"done"})) for n in range(3)]
-    bad = [File("four.png", b"no picture at all", frozenset({"failed"})), pair("four", 20, end="failed")[1]]
-    bad += [pair("five", 21, end="failed")[0], File("five.json", b'{"bbox": 5}', frozenset({"failed"}))]
+    files += [
+        File(f"three.{n}.json", pair(f"three{n}", 5 + n)[1].body, frozenset({"done"}))
+        for n in range(3)
+    ]
+    bad = [
+        File("four.png", b"no picture at all", frozenset({"failed"})),
+        pair("four", 20, end="failed")[1],
+    ]
+    bad += [
+        pair("five", 21, end="failed")[0],
+        File("five.json", b'{"bbox": 5}', frozenset({"failed"})),
+    ]
+    files += _with_mask("six", 30, (b'{"label": "six", "mask": "%s"}', b'{"mask": "%s"}'), "done")
+    bad += _with_mask("seven", 40, (b'{"mask": "%s", "points": [{"x": 9000, "y": 3}]}',), "failed")
     for file in files + bad:
         (share / "in" / file.name).write_bytes(file.body)
     return old + files + bad
+
+
+def _with_mask(stem: str, seed: int, prompts: tuple[bytes, ...], end: str) -> list[File]:
+    """A picture, its mask file, and prompts that name it."""
+    ends = frozenset({end})
+    white = picture(".png", seed, colour=(255, 255, seed))
+    files = [
+        File(f"{stem}.jpg", picture(".jpg", seed), ends),
+        File(f"{stem}.rough.png", white, ends),
+    ]
+    for number, body in enumerate(prompts):
+        name = f"{stem}.{number}.json" if number else f"{stem}.json"
+        files.append(File(name, body.replace(b"%s", files[1].name.encode()), ends))
+    return files
 
 
 def _over(share: Path, files: list[File]) -> bool:
@@ -230,7 +284,11 @@ def sweep(
             for step in steps[start : start + _WAVE]
         ]
         try:
-            for act in (Trial.begin, lambda trial: trial.inherit(heirs), lambda trial: trial.finish(calm.struck.share)):
+            for act in (
+                Trial.begin,
+                lambda trial: trial.inherit(heirs),
+                lambda trial: trial.finish(calm.struck.share),
+            ):
                 for trial in wave:
                     trial.attempt(act)
         finally:
@@ -251,16 +309,20 @@ def sweep(
 def main() -> int:
     """Sweep; 0 if every step was survived."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blow", choices=["SIGKILL", "SIGSTOP", "EIO", "ESTALE", "ENOSPC"], default="SIGKILL")
+    parser.add_argument(
+        "--blow", choices=["SIGKILL", "SIGSTOP", "EIO", "ESTALE", "ENOSPC"], default="SIGKILL"
+    )
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=2000)
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--heirs", type=int, default=2)
-    parser.add_argument("--after", action="store_true", help="a killed daemon has left claims to take over")
-    parser.add_argument("--root", type=Path, help="run in this folder")
+    parser.add_argument(
+        "--after", action="store_true", help="a killed daemon has left claims to take over"
+    )
+    parser.add_argument("--root", type=Path, help="make the shares below this folder")
     given = parser.parse_args()
     cv2.setNumThreads(1)  # a process with threads is not to be forked
-    root = given.root or Path(tempfile.mkdtemp(prefix="sam_poll-sweep-"))
+    root = Path(tempfile.mkdtemp(prefix="sam_poll-sweep-", dir=given.root))
     started = time.monotonic()
     steps = list(range(given.first, given.last + 1, given.stride))
     met, faults = sweep(root, given.blow, steps, given.heirs, after=given.after, tell=True)
@@ -268,7 +330,10 @@ def main() -> int:
         print(fault, file=sys.stderr)
     if not faults:
         shutil.rmtree(root)
-    print(f"{given.blow}: {met} steps struck, {len(faults)} faults, {time.monotonic() - started:.0f} s")
+    print(
+        f"{given.blow}: {met} steps struck, {len(faults)} faults, "
+        f"{time.monotonic() - started:.0f} s"
+    )
     return 1 if faults or not met else 0
 
 

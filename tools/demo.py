@@ -1,8 +1,8 @@
-"""`make demo`: the main job on bundled pictures with the bundled small model, compared with the known truth.
+"""`make demo`: the main job on bundled pictures with the bundled small model, compared with the
+known truth.
 
-Pictures and prompts are dropped into `demo-share/in`, the daemon drains the share, and what it wrote is read back from
-`demo-share/out`.
-"""
+Pictures and prompts are dropped into `demo-share/in`, the daemon drains the share, and what it
+wrote is read back from `demo-share/out`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from sam_poll import app, console, settings
-from sam_poll.errors import SamPollError
-from sam_poll.types import Result
+from sam_poll.config import settings
+from sam_poll.core.errors import SamPollError
+from sam_poll.core.types import Result
+from sam_poll.runtime import console, daemon
 
 HERE = Path(__file__).resolve().parent.parent
 EXAMPLES, SHARE = HERE / "examples" / "demo", HERE / "demo-share"
@@ -48,18 +49,30 @@ def main() -> int:
     try:
         chosen = settings.load(None, env={}, flags={**flags, "log_level": "WARNING"})
         print("loading the bundled model and draining demo-share/in …", flush=True)
-        code = app.watch(chosen, once=True, on_result=results.append)
+        code = daemon.watch(chosen, once=True, on_result=results.append)
     except SamPollError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     results.sort(key=lambda r: r.job_id)
     columns = ["picture", "object", "score", "IoU with truth", "ms"]
     out = Console(soft_wrap=not sys.stdout.isatty())
-    out.print(console.table("", columns, [row for r in results for row in rows_of(r)], right={2, 3, 4}))
+    out.print(
+        console.table("", columns, [row for r in results for row in rows_of(r)], right={2, 3, 4})
+    )
     out.print("\noverlays:")
     for result in results:
-        out.print(f"  {(SHARE / 'out' / result.job_id).relative_to(HERE)}.overlay.jpg", highlight=False)
-    out.print("masks, contours (OPEX) and CVAT files lie beside them; the inputs are in demo-share/done")
+        out.print(
+            f"  {(SHARE / 'out' / result.job_id).relative_to(HERE)}.overlay.jpg", highlight=False
+        )
+    out.print(
+        "masks, contours (OPEX) and CVAT files lie beside them; the inputs are in demo-share/done"
+    )
+    # A picture without a prompt, for whoever opens the page.
+    shutil.copyfile(EXAMPLES / "in" / "wide.jpg", SHARE / "in" / "click-me.jpg")
+    out.print("\nto see it in the browser, and click what you want in a picture of your own:")
+    for line in ("sam-poll watch demo-share/in -m demo", "sam-poll ui demo-share/in -m demo"):
+        out.print(f"  .venv/bin/{line}", highlight=False)
+    out.print("each in a terminal of its own; then open http://127.0.0.1:8765", highlight=False)
     return int(code)
 
 

@@ -1,9 +1,11 @@
-"""Drawn mosaics with known truth: large pictures of shapes on flat ground, many of which cross the seams of tiles.
+"""Drawn mosaics with known truth: large pictures of shapes on flat ground, many of which cross the
+seams of tiles.
 
-Shapes stand one in each cell of a grid whose pitch divides no tile, shifted within it, so none covers another. The
-same seed and arguments give the same mosaic. `compare` measures labels against the truth, or against other labels.
+Shapes stand one in each cell of a grid whose pitch divides no tile, shifted within it, so none
+covers another. The same seed and arguments give the same mosaic. `compare` measures labels against
+the truth, or against other labels.
 
-What can still go wrong here: a whole mosaic is drawn in memory, six bytes a pixel.
+Limitations: a whole mosaic is drawn in memory, six bytes a pixel.
 """
 
 from __future__ import annotations
@@ -20,10 +22,16 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 PITCH = 620  # pixels from shape to shape
-RADIUS = (190.0, 270.0)  # about what the bundled model was trained on, when it sees windows of 768 to 1280 pixels
+RADIUS = (
+    190.0,
+    270.0,
+)  # about what the bundled model was trained on, when it sees windows of 768 to 1280 pixels
 HOLE = 0.45  # a ring's hole, in parts of its radius
 CRS, METRE = "EPSG:32633", 0.1  # UTM, 10 cm a pixel
-KINDS = ("ellipse", "rectangle")  # of which the benchmark's mosaic is made; `ring` as well, if asked for
+KINDS = (
+    "ellipse",
+    "rectangle",
+)  # of which the benchmark's mosaic is made; `ring` as well, if asked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,16 +44,20 @@ class Mosaic:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What became of one shape: the IoU with the label that fits it best, which that is (0: none), and how many labels
-    have at least a twentieth of it."""
+    """What became of one shape: the IoU with the label that fits it best, which that is (0: none),
+    and how many labels have at least a twentieth of it."""
 
     iou: float
     label: int
     labels: int
 
 
-def draw(seed: int, side: int, kinds: tuple[str, ...] = KINDS, radius: tuple[float, float] = RADIUS) -> Mosaic:
-    """A square mosaic of `side` pixels; shapes stay inside it. `radius`: how far they reach, at least and at most."""
+def draw(
+    seed: int, side: int, kinds: tuple[str, ...] = KINDS, radius: tuple[float, float] = RADIUS
+) -> Mosaic:
+    """A square mosaic of `side` pixels; shapes stay inside it. `radius`: how far they reach, at
+    least and at most.
+    """
     rng = np.random.default_rng(seed)
     ground = rng.integers(60, 196, 3)
     pixels = np.empty((side, side, 3), np.uint8)
@@ -67,7 +79,9 @@ def draw(seed: int, side: int, kinds: tuple[str, ...] = KINDS, radius: tuple[flo
             cv2.fillPoly(truth, contours, number)
     for start in range(0, side, 512):  # in strips: noise as float32 would take more than the mosaic
         strip = pixels[start : start + 512]
-        strip[:] = np.clip(strip + rng.normal(0, 3, strip.shape[:2]).astype(np.float32)[..., None], 0, 255)
+        strip[:] = np.clip(
+            strip + rng.normal(0, 3, strip.shape[:2]).astype(np.float32)[..., None], 0, 255
+        )
     return Mosaic(pixels, truth)
 
 
@@ -79,7 +93,11 @@ def _outline(kind: str, rng: np.random.Generator, reach: float) -> npt.NDArray[n
         angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
         points = reach * np.stack([np.cos(angles), ratio * np.sin(angles)], 1)
     else:
-        points = reach / np.hypot(1, ratio) * np.array([[-1, -ratio], [1, -ratio], [1, ratio], [-1, ratio]])
+        points = (
+            reach
+            / np.hypot(1, ratio)
+            * np.array([[-1, -ratio], [1, -ratio], [1, ratio], [-1, ratio]])
+        )
     return np.asarray(points @ around)
 
 
@@ -91,14 +109,29 @@ def _colour(rng: np.random.Generator, ground: npt.NDArray[np.int64]) -> npt.NDAr
             return colour
 
 
-def write(path: Path, pixels: npt.NDArray[np.uint8], *, georeferenced: bool = True, **more: object) -> None:
+def write(
+    path: Path, pixels: npt.NDArray[np.uint8], *, georeferenced: bool = True, **more: object
+) -> None:
     """RGB as a tiled GeoTIFF, in UTM at 10 cm a pixel."""
-    placed = {"crs": CRS, "transform": from_origin(400_000, 5_000_000, METRE, METRE)} if georeferenced else {}
+    placed = (
+        {"crs": CRS, "transform": from_origin(400_000, 5_000_000, METRE, METRE)}
+        if georeferenced
+        else {}
+    )
     height, width = pixels.shape[:2]
-    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "tiled": True, "blockxsize": 256, "blockysize": 256}
+    profile = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 3,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", width=width, height=height, **profile, **placed, **more) as file:
+        with rasterio.open(
+            path, "w", width=width, height=height, **profile, **placed, **more
+        ) as file:
             file.write(np.moveaxis(pixels, 2, 0))
 
 
@@ -110,9 +143,13 @@ def read(path: Path) -> npt.NDArray[np.uint32]:
             return np.asarray(file.read(1))
 
 
-def compare(shapes: npt.NDArray[np.unsignedinteger], labels: npt.NDArray[np.unsignedinteger]) -> dict[int, Match]:
+def compare(
+    shapes: npt.NDArray[np.unsignedinteger], labels: npt.NDArray[np.unsignedinteger]
+) -> dict[int, Match]:
     """Each shape of the one map (0 is none) with what the other makes of it."""
-    keys, counts = np.unique((shapes.astype(np.uint64) << np.uint64(32)) | labels, return_counts=True)
+    keys, counts = np.unique(
+        (shapes.astype(np.uint64) << np.uint64(32)) | labels, return_counts=True
+    )
     both = {(int(k) >> 32, int(k) & 0xFFFFFFFF): int(n) for k, n in zip(keys, counts, strict=True)}
     of_shape: dict[int, int] = {}
     of_label: dict[int, int] = {}

@@ -1,14 +1,15 @@
 """`make soak`: 10,000 jobs through one daemon; its memory, open handles and threads must stay flat.
 
-Before them come 3,000 that are not judged: caches fill. What is judged is the slope over the rest, by least squares.
-The allocator is told to give back at once what it does not need: left alone, glibc keeps up to 15 MiB in its arenas,
-grows for some 15,000 jobs and shrinks again, so that no slope can be told.
+Before them come 3,000 that are not judged: caches fill. What is judged is the slope over the rest,
+by least squares. The allocator is told to give back at once what it does not need: left alone,
+glibc keeps up to 15 MiB in its arenas, grows for some 15,000 jobs and shrinks again, so that no
+slope can be told.
 
-The network is the fake one, so that the daemon itself is judged; `--model demo` takes a real one (2,000 jobs of it tell
-a leak in the engine's room).
+The network is the fake one, so that the daemon itself is judged; `--model demo` takes a real one
+(2,000 jobs of it tell a leak in the engine's room).
 
-What can still go wrong here: a leak on a path that these jobs do not take; and one smaller than the allowed slope.
-"""
+Limitations: a leak on a path that these jobs do not take; and one smaller than the
+allowed slope."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ from tools.chaos_share import ChaosError, Daemon, judge, new_share
 
 _BACKLOG = 100  # jobs that lie in in/ at most
 _WARM = 3_000  # jobs that are not judged
-_ALLOCATOR = {"MALLOC_ARENA_MAX": 1, "MALLOC_TRIM_THRESHOLD_": 131_072, "MALLOC_MMAP_THRESHOLD_": 131_072}
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": 1,
+    "MALLOC_TRIM_THRESHOLD_": 131_072,
+    "MALLOC_MMAP_THRESHOLD_": 131_072,
+}
 _EVERY_S = 0.5
 
 
@@ -46,7 +51,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much each may grow in 1,000 jobs. Handles and threads come and go by a few, so the slope is never quite 0."""
+    """How much each may grow in 1,000 jobs. Handles and threads come and go by a few, so the slope
+    is never quite 0.
+    """
 
     rss_kib: float = 150.0
     handles: float = 0.5
@@ -55,8 +62,15 @@ class Limits:
 
 def sample(pid: int, jobs: int) -> Sample:
     """Look at a process."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return Sample(jobs, int(status["VmRSS"].split()[0]), _count(Path(f"/proc/{pid}/fd")), int(status["Threads"]))
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return Sample(
+        jobs,
+        int(status["VmRSS"].split()[0]),
+        _count(Path(f"/proc/{pid}/fd")),
+        int(status["Threads"]),
+    )
 
 
 def _count(folder: Path, ending: str = "") -> int:
@@ -74,14 +88,21 @@ def slope(samples: list[Sample], what: str, warm: int = _WARM) -> float:
     return float(found[0])
 
 
-def soak(root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False, model: str = "fake") -> list[Sample]:
+def soak(
+    root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False, model: str = "fake"
+) -> list[Sample]:
     """Feed `jobs` jobs to one daemon, one in fifty of them to be refused; returns the samples."""
     share = new_share(root)
     dropped: list[File] = []
     samples: list[Sample] = []
     looked = time.monotonic()
     # A cache of 1 MiB is full after about 1,000 of the fake network's embeddings.
-    given: dict[str, Any] = {"pipeline__cache_mib": 1, "watch__settle_s": 0.1, "CHAOS_FORGET": 1, **_ALLOCATOR}
+    given: dict[str, Any] = {
+        "pipeline__cache_mib": 1,
+        "watch__settle_s": 0.1,
+        "CHAOS_FORGET": 1,
+        **_ALLOCATOR,
+    }
     with Daemon(share, module="tools.chaos_daemon", model=model, **given) as daemon:
         daemon.started()
         ended = 0
@@ -90,7 +111,9 @@ def soak(root: Path, jobs: int, *, every_s: float = _EVERY_S, tell: bool = False
                 dropped += _drop(share, len(dropped) // 2)
             time.sleep(0.05)
             if not daemon.alive:
-                raise ChaosError(f"the daemon ended with {daemon.process.returncode}: {daemon.tail()}")
+                raise ChaosError(
+                    f"the daemon ended with {daemon.process.returncode}: {daemon.tail()}"
+                )
             ended = _count(share / "done", ".json") + _count(share / "failed", ".error.json")
             if time.monotonic() - looked > every_s:
                 looked = time.monotonic()
@@ -121,7 +144,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--warm", type=int, default=_WARM, help="jobs before, which are not judged")
-    parser.add_argument("--model", default="fake", help="the network: fake, demo, or any other that is here")
+    parser.add_argument(
+        "--model", default="fake", help="the network: fake, demo, or any other that is here"
+    )
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="sam_poll-soak-"))
     started = time.monotonic()
@@ -130,7 +155,10 @@ def main() -> int:
     finally:
         shutil.rmtree(root)
     seconds = time.monotonic() - started
-    print(f"jobs: {given.jobs} after {given.warm} to warm up\nseconds: {seconds:.0f}\nsamples: {len(samples)}")
+    print(
+        f"jobs: {given.jobs} after {given.warm} to warm up\nseconds: {seconds:.0f}\nsamples: "
+        f"{len(samples)}"
+    )
     flat = True
     for what, limit in vars(Limits()).items():
         values, found = [getattr(s, what) for s in samples], slope(samples, what, given.warm)

@@ -1,15 +1,16 @@
-"""`make torture`: writers of all kinds, users who plant links and junk, killed daemons, on several file systems.
+"""`make torture`: writers of all kinds, users who plant links and junk, killed daemons, on several
+file systems.
 
-Everybody may write everywhere (modes 0777). Some users only drop jobs, in all the ways in which files are written
-(`tools.torture_jobs`); others plant things of their own, also under the daemons' own names (`tools.torture_users`); an
-outside folder must stay as it is. At the end daemons run until nothing moves any more, and each job is judged by the
-content of its answer (`tools.torture_verdict`). Each root is a process of its own; all run at the same time.
+Everybody may write everywhere (modes 0777). Some users only drop jobs, in all the ways in which
+files are written (`tools.torture_jobs`); others plant things of their own, also under the daemons'
+own names (`tools.torture_users`); an outside folder must stay as it is. At the end daemons run
+until nothing moves any more, and each job is judged by the content of its answer
+(`tools.torture_verdict`). Each root is a process of its own; all run at the same time.
 
-    python -m tools.torture --minutes 60 --seed 1 --root /tmp --root overlay:/var/tmp --without foreign
+    python -m tools.torture --minutes 60 --root /tmp --root overlay:/var/tmp --without foreign
 
-What can still go wrong here: what is done is drawn from the seed, but what a daemon is doing then is not. A run that is
-itself killed with -9 leaves daemons, and mounts below its root, behind.
-"""
+Limitations: what is done is drawn from the seed, but what a daemon is doing then
+is not. A run that is itself killed with -9 leaves daemons, and mounts below its root, behind."""
 
 from __future__ import annotations
 
@@ -34,8 +35,17 @@ from tools.chaos import LEASE_S, Report, Torment, Tormentor
 from tools.chaos_scenarios import mount, unmount
 from tools.chaos_share import HERE, ChaosError, Daemon, Watcher, files_below, new_share, temporaries
 from tools.torture_jobs import GROUPS, Writer, Writers, immutable
-from tools.torture_names import MARK
-from tools.torture_verdict import KINDS, Verdict, answered_twice, differences, judge, make_outside, quiet, seen_outside
+from tools.torture_names import BLOCKED, MARK
+from tools.torture_verdict import (
+    KINDS,
+    Verdict,
+    answered_twice,
+    differences,
+    judge,
+    make_outside,
+    quiet,
+    seen_outside,
+)
 
 SETTLE_S = 1.0
 DAEMON_USER, USERS = 20001, (20011, 20012)
@@ -60,7 +70,7 @@ _BLOWS = {"kill": 6, "freeze": 2, "term": 2, "jump": 1}
 _STILL_S = 60.0  # nothing has moved for so long: what is left stays
 _DRAIN_S = 900.0
 _SPAWNS = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', '']))"
-"""Whether a daemon's user can start this Python once more, as a fleet does: it may lie in a closed folder of root's."""
+"""Whether a daemon's user can start this Python, as a pool of workers does."""
 _REFUSES = 75  # how a daemon ends that finds something in its own place at the start
 
 
@@ -120,7 +130,11 @@ class Crew(Tormentor):
         kind = self._rng.choice(["lag", "lag", "fleet", "plain", "plain"])
         if kind == "fleet" and not self._fleets:
             kind = "plain"
-        more: dict[str, Any] = {"watch__settle_s": SETTLE_S, "before": self._before}
+        more: dict[str, Any] = {
+            "watch__settle_s": SETTLE_S,
+            "before": self._before,
+            "blocked": BLOCKED,
+        }
         if kind == "lag" and not plain:
             more |= {"module": "tools.chaos_daemon", "CHAOS_LAG_MS": 10, "CHAOS_SHARE": self._share}
         if kind == "fleet":
@@ -147,7 +161,9 @@ class Crew(Tormentor):
                     self.faults.append(str(error))
             elif daemon.asked_at and time.monotonic() - daemon.asked_at > 60:
                 self._leaving.remove((daemon, worker))
-                self.faults.append(f"{daemon.log.name} did not end within 60 s of SIGTERM: {daemon.tail()}")
+                self.faults.append(
+                    f"{daemon.log.name} did not end within 60 s of SIGTERM: {daemon.tail()}"
+                )
                 daemon.kill()
         while len(self.running) < self._torment.daemons:
             self.start()
@@ -171,7 +187,9 @@ class Crew(Tormentor):
             self.faults.append(str(error))
 
     def drain(self, share: Path, known: Writers) -> None:
-        """Let daemons run until nothing is left to do, or nothing moves any more; then end them in order."""
+        """Let daemons run until nothing is left to do, or nothing moves any more; then end them in
+        order.
+        """
         for daemon in self.running:
             if daemon.thaw_at:
                 daemon.thaw()
@@ -195,7 +213,9 @@ class Crew(Tormentor):
 
 
 def become(user: int | None) -> tuple[str, ...]:
-    """The command that makes a process another user's. Where that user may not reach this Python, it may read all."""
+    """The command that makes a process another user's. Where that user may not reach this Python,
+    it may read all.
+    """
     if user is None or os.geteuid():
         return ()
     plain = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
@@ -208,14 +228,18 @@ def become(user: int | None) -> tuple[str, ...]:
 
 
 def _runs(before: tuple[str, ...], code: str) -> bool:
-    done = subprocess.run([*before, sys.executable, "-c", code], capture_output=True, check=False, cwd=HERE)
+    done = subprocess.run(
+        [*before, sys.executable, "-c", code], capture_output=True, check=False, cwd=HERE
+    )
     return done.returncode == 0
 
 
 class Users:
     """The processes of those who plant things."""
 
-    def __init__(self, share: Path, outside: Path, seed: int, without: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, share: Path, outside: Path, seed: int, without: tuple[str, ...] = ()
+    ) -> None:
         users = (*USERS, 0) if os.geteuid() == 0 else (0, 0)
         command = [sys.executable, "-m", "tools.torture_users", str(share), str(outside)]
         command += [f"--without={kind}" for kind in without]
@@ -275,7 +299,13 @@ def torture(root: Path, plan: Plan, *, tell: bool = False) -> Outcome:
         with Watcher(share, every_s=1.0, passed=lambda body: MARK in body) as watcher:
             for writer in writers:
                 writer.start()
-            _rage(crew, known, plan, lambda: touched.update(differences(before, seen_outside(outside))), tell)
+            _rage(
+                crew,
+                known,
+                plan,
+                lambda: touched.update(differences(before, seen_outside(outside))),
+                tell,
+            )
             for writer in writers:
                 writer.stop.set()
             while any(writer.is_alive() for writer in writers):
@@ -328,7 +358,9 @@ def _tell(crew: Crew, known: Writers, minutes: int) -> None:
     print(f"{text}; {len(crew.faults)} faults of daemons", file=sys.stderr, flush=True)
 
 
-def _fill(outcome: Outcome, verdict: Verdict, known: Writers, crew: Crew, share: Path, touched: list[str]) -> None:
+def _fill(
+    outcome: Outcome, verdict: Verdict, known: Writers, crew: Crew, share: Path, touched: list[str]
+) -> None:
     messages: list[str] = []
     for daemon in crew.all:
         try:
@@ -341,7 +373,9 @@ def _fill(outcome: Outcome, verdict: Verdict, known: Writers, crew: Crew, share:
     for path in temporaries(share):
         if MARK not in path.read_bytes():
             verdict.left.append(f"{path.relative_to(share)} is still there")
-    outcome.jobs, outcome.answered, outcome.refused = len(known.jobs), verdict.answered, verdict.refused
+    outcome.jobs = len(known.jobs)
+    outcome.answered = verdict.answered
+    outcome.refused = verdict.refused
     outcome.excused = sum(job.excused for job in known.jobs)
     outcome.kinds, outcome.blows = known.kinds, crew.report.blows
     outcome.no_start = crew.no_start
@@ -354,8 +388,8 @@ def _fill(outcome: Outcome, verdict: Verdict, known: Writers, crew: Crew, share:
 
 @contextlib.contextmanager
 def place(text: str) -> Iterator[Path]:
-    """A folder of its own on what `--root` names: `DIR`, `overlay:DIR` (on a tmpfs), `tmpfs:DIR`, or
-    `ext4:DIR` (a new one in a file)."""
+    """A folder of its own on what `--root` names: `DIR`, `overlay:DIR` (on a tmpfs), `tmpfs:DIR`,
+    or `ext4:DIR` (a new one in a file)."""
     kind, _, name = text.rpartition(":")
     root = Path(tempfile.mkdtemp(prefix="sam_poll-torture-", dir=name))
     mounts: list[Path] = []
@@ -428,26 +462,45 @@ def table(outcomes: list[Outcome]) -> str:
         ("starts refused", [o.no_start for o in outcomes]),
         ("things planted", [sum(o.planted.values()) for o in outcomes]),
         ("seconds", [round(o.seconds) for o in outcomes]),
-        *((kind.replace("_", " ").upper(), [len(o.faults[kind]) for o in outcomes]) for kind in KINDS),
+        *(
+            (kind.replace("_", " ").upper(), [len(o.faults[kind]) for o in outcomes])
+            for kind in KINDS
+        ),
     ]
-    return "\n".join(f"{name:26}" + "".join(f"{value!s:>24}" for value in values) for name, values in rows)
+    return "\n".join(
+        f"{name:26}" + "".join(f"{value!s:>24}" for value in values) for name, values in rows
+    )
 
 
 def main() -> int:
     """Run it; 0 if nothing was lost, partial, twice, of a wrong pair or touched."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", action="append", help="DIR, tmpfs:DIR, overlay:DIR, ext4:DIR; may be repeated")
-    parser.add_argument("--without", action="append", choices=GROUPS, default=[], help="leave this mischief out")
+    parser.add_argument(
+        "--root", action="append", help="DIR, tmpfs:DIR, overlay:DIR, ext4:DIR; may be repeated"
+    )
+    parser.add_argument(
+        "--without", action="append", choices=GROUPS, default=[], help="leave this mischief out"
+    )
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--user", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if given.result:
-        plan = Plan(seed=given.seed, seconds=given.minutes * 60, without=tuple(given.without), user=given.user)
+        plan = Plan(
+            seed=given.seed,
+            seconds=given.minutes * 60,
+            without=tuple(given.without),
+            user=given.user,
+        )
         return _one(given.root[0], plan, given.result)
-    roots = given.root or [tempfile.gettempdir(), *(["/dev/shm"] if os.access("/dev/shm", os.W_OK) else [])]
+    roots = given.root or [
+        tempfile.gettempdir(),
+        *(["/dev/shm"] if os.access("/dev/shm", os.W_OK) else []),
+    ]
     return _all(given, roots)
 
 
@@ -458,7 +511,16 @@ def _all(given: argparse.Namespace, roots: list[str]) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for n, root in enumerate(roots):
-            command = [sys.executable, "-m", "tools.torture", "--root", root, "--seed", str(given.seed + n), *flags]
+            command = [
+                sys.executable,
+                "-m",
+                "tools.torture",
+                "--root",
+                root,
+                "--seed",
+                str(given.seed + n),
+                *flags,
+            ]
             command += ["--result", str(results / f"{n}.json")]
             if n % 2 and os.geteuid() == 0:
                 command += ["--user", str(DAEMON_USER)]
@@ -477,7 +539,9 @@ def _all(given: argparse.Namespace, roots: list[str]) -> int:
             print(f"{root}: ended with {codes[n]} and without a verdict")
             continue
         told = json.loads(path.read_text())
-        counters = {k: Counter(told[k]) for k in ("refused", "kinds", "blows", "planted", "not_planted")}
+        counters = {
+            k: Counter(told[k]) for k in ("refused", "kinds", "blows", "planted", "not_planted")
+        }
         outcomes.append(Outcome(**{**told, **counters}))
     if outcomes:
         print(table(outcomes))
@@ -490,7 +554,10 @@ def _all(given: argparse.Namespace, roots: list[str]) -> int:
 
 def _details(outcome: Outcome) -> None:
     print(f"{outcome.where}: kinds {dict(outcome.kinds)}")
-    print(f"  refused {dict(outcome.refused)}\n  planted {dict(outcome.planted)}\n  not {dict(outcome.not_planted)}")
+    print(
+        f"  refused {dict(outcome.refused)}\n  planted {dict(outcome.planted)}\n  not "
+        f"{dict(outcome.not_planted)}"
+    )
     for kind, texts in outcome.faults.items():
         for text in texts[:20]:
             print(f"  {kind}: {text}")

@@ -1,11 +1,12 @@
-"""What the torture's writers drop: each job with a label, a box and a picture size that no other job has.
+"""What the torture's writers drop: each job with a label, a box and a picture size that no other
+job has.
 
-So an answer tells by itself which prompt and which picture it was made of. A writer has one way of its own for each
-drop: renamed, copied, in parts, hidden names as rsync's, prompt first, prompt late, several prompts, reused names …
+So an answer tells by itself which prompt and which picture it was made of. A writer has one way of
+its own for each drop: renamed, copied, in parts, hidden names as rsync's, prompt first, prompt
+late, several prompts, reused names …
 
-What can still go wrong here: a writer that this machine holds up for longer than the settle time looks finished; its
-jobs are marked `excused` and may end in `failed/` too.
-"""
+Limitations: a writer that this machine holds up for longer than the settle time
+looks finished; its jobs are marked `excused` and may end in `failed/` too."""
 
 from __future__ import annotations
 
@@ -34,7 +35,15 @@ from tools.torture_names import BLOCKED
 Box = tuple[int, int, int, int]
 _LEAST, _SIDES = 48, 200  # pictures have 200 × 200 different sizes
 _TRIES = 200
-_FOLDERS = ("", "", "cam1", "cam1/day 2", "straße", "a.b/c.d", unicodedata.normalize("NFD", "bücher"))
+_FOLDERS = (
+    "",
+    "",
+    "cam1",
+    "cam1/day 2",
+    "straße",
+    "a.b/c.d",
+    unicodedata.normalize("NFD", "bücher"),
+)
 _STEMS = (
     "{n}",
     "pic.{n}.x",
@@ -68,7 +77,9 @@ class Shot:
 
 @dataclass
 class Job:
-    """One prompt, or one picture of an annotation file. `ends`: where its prompt may lie at the end."""
+    """One prompt, or one picture of an annotation file. `ends`: where its prompt may lie at the
+    end.
+    """
 
     label: str
     kind: str
@@ -84,10 +95,12 @@ class Writers:
     """What all writers of one share know together: the jobs, and numbers that are given once."""
 
     def __init__(self, share: Path, settle_s: float, *, foreign: int | None) -> None:
-        self.share, self.settle_s, self.foreign = share, settle_s, foreign
+        self.share = share
+        self.settle_s = settle_s
+        self.foreign = foreign
         self.jobs: list[Job] = []
         self.others: dict[str, str] = {}
-        """Keys of files that are no jobs, and where they must lie: lone pictures, annotation files."""
+        """Keys of files that are no jobs, and their places: lone pictures, annotation files."""
         self.kinds: Counter[str] = Counter()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -103,7 +116,9 @@ class Writer(threading.Thread):
 
     def __init__(self, known: Writers, seed: str, kinds: dict[str, int], pause_s: float) -> None:
         super().__init__(name=f"writer {seed}", daemon=True)
-        self._known, self._rng, self._pause_s = known, random.Random(seed), pause_s
+        self._known = known
+        self._rng = random.Random(seed)
+        self._pause_s = pause_s
         self._kinds = kinds
         self._mine = seed.rpartition(" ")[2]
         self._later: list[tuple[float, int, Callable[[], object]]] = []
@@ -143,7 +158,9 @@ class Writer(threading.Thread):
     def _shot(self, name: str) -> tuple[Shot, bytes]:
         number = self._known.number()
         width, height = _LEAST + number % _SIDES, _LEAST + number // _SIDES % _SIDES
-        coarse = np.random.default_rng(number).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
+        coarse = np.random.default_rng(number).integers(
+            0, 255, (height // 8, width // 8, 3), np.uint8
+        )
         pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
         body = bytes(cv2.imencode(os.path.splitext(name)[1].lower(), pixels)[1].tobytes())
         return Shot(name, key_of(body), width, height), body
@@ -152,18 +169,29 @@ class Writer(threading.Thread):
         """A job on this picture, and its prompt. It counts from now on."""
         label = f"job {self._known.number():06d}"
         x0, y0 = self._rng.randint(1, shot.width - 24), self._rng.randint(1, shot.height - 24)
-        box = (x0, y0, self._rng.randint(x0 + 20, shot.width - 1), self._rng.randint(y0 + 20, shot.height - 1))
-        body = json.dumps({"label": label, "box": dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))}).encode()
+        box = (
+            x0,
+            y0,
+            self._rng.randint(x0 + 20, shot.width - 1),
+            self._rng.randint(y0 + 20, shot.height - 1),
+        )
+        body = json.dumps(
+            {"label": label, "box": dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))}
+        ).encode()
         job = Job(label, kind, shot, box, key_of(body), **more)
         self._known.jobs.append(job)
         return job, body
 
-    def _pair(self, kind: str, folder: str | None = None, **more: Any) -> tuple[Job, bytes, bytes, str]:
+    def _pair(
+        self, kind: str, folder: str | None = None, **more: Any
+    ) -> tuple[Job, bytes, bytes, str]:
         """A job, its picture's bytes, its prompt's bytes, and its prompt's name."""
         base = self._base(folder)
         shot, picture = self._shot(base + self._rng.choice(_ENDINGS))
         job, body = self._job(shot, kind, **more)
-        name = self._rng.choice([base + ".json", base + ".json", base + ".prompt", shot.name + ".json"])
+        name = self._rng.choice(
+            [base + ".json", base + ".json", base + ".prompt", shot.name + ".json"]
+        )
         return job, picture, body, name
 
     # ── kinds of drops ──
@@ -256,7 +284,9 @@ class Writer(threading.Thread):
 
     def _annotations(self) -> None:
         folder = f"task {self._known.number()}"
-        images, pictures, jobs = [], [], []
+        images = []
+        pictures = []
+        jobs = []
         for n in range(self._rng.randint(1, 3)):
             shot, picture = self._shot(f"{folder}/p{n}.png")
             job, _ = self._job(shot, "annotations")
@@ -266,7 +296,8 @@ class Writer(threading.Thread):
             x0, y0, x1, y1 = job.box
             images.append(
                 f'<image id="{n}" name="p{n}.png" width="{shot.width}" height="{shot.height}">'
-                f'<box label="{job.label}" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}" occluded="0"/></image>'
+                f'<box label="{job.label}" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}" '
+                'occluded="0"/></image>'
             )
         text = f"<annotations><version>1.1</version>{''.join(images)}</annotations>".encode()
         self._known.others[key_of(text)] = "done"
@@ -288,12 +319,16 @@ class Writer(threading.Thread):
         move_in_again(self._known.share, shot.name, picture)
 
     def _blocked(self) -> None:
-        job, picture, body, name = self._pair("blocked", self._rng.choice(BLOCKED), ends=("done", "failed"))
+        job, picture, body, name = self._pair(
+            "blocked", self._rng.choice(BLOCKED), ends=("done", "failed")
+        )
         self._put(job, job.shot.name, picture)
         self._put(job, name, body)
 
     def _foreign(self) -> None:
-        """A folder of another user, a sticky one, or a file that cannot be moved; given free after a while."""
+        """A folder of another user, a sticky one, or a file that cannot be moved; given free after
+        a while.
+        """
         uid = self._known.foreign
         if uid is None:
             return
@@ -365,7 +400,11 @@ class Writer(threading.Thread):
 
     def _write_slowly(self, job: Job, path: Path, body: bytes, parts: int) -> None:
         """In place, with pauses below the settle time."""
-        out = _again(lambda: self._path(str(path.relative_to(self._known.share / "in"))).open("wb", buffering=0))
+        out = _again(
+            lambda: self._path(str(path.relative_to(self._known.share / "in"))).open(
+                "wb", buffering=0
+            )
+        )
         step = -(-len(body) // parts)
         last = time.monotonic()
         with out:
@@ -410,5 +449,9 @@ def move_in_again(share: Path, name: str, body: bytes) -> None:
 
 
 def immutable(path: Path, on: bool) -> None:
-    """A file, or all below a folder, cannot be moved (or can again) where the file system has it."""
-    subprocess.run(["chattr", "-R", "+i" if on else "-i", str(path)], capture_output=True, check=False)
+    """A file, or all below a folder, cannot be moved (or can again) where the file system has
+    it.
+    """
+    subprocess.run(
+        ["chattr", "-R", "+i" if on else "-i", str(path)], capture_output=True, check=False
+    )

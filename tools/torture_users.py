@@ -1,13 +1,15 @@
-"""One more user of the share, as a process: plants links, pipes, folders, hard links and junk, and takes them away.
+"""One more user of the share, as a process: plants links, pipes, folders, hard links and junk, and
+takes them away.
 
     python -m tools.torture_users SHARE OUTSIDE --seed S --user UID
 
-It touches nothing that is another's: it makes names that are free, also those that the daemons use for themselves, and
-removes what it has made. It ends when its stdin is closed, and then prints what it did as JSON; `changed` names its own
-plain files outside of `in/` and `work/`, but for the daemons' own names, that somebody has written to or taken away.
+It touches nothing that is another's: it makes names that are free, also those that the daemons use
+for themselves, and removes what it has made. It ends when its stdin is closed, and then prints what
+it did as JSON; `changed` names its own plain files outside of `in/` and `work/`, but for the
+daemons' own names, that somebody has written to or taken away.
 
-What can still go wrong here: what it may not do is passed over in silence; `planted` says what it did.
-"""
+Limitations: what it may not do is passed over in silence; `planted` says what it
+did."""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Planted:
 class User:
     """Plants and takes away, by its own chance."""
 
-    def __init__(self, share: Path, outside: Path, seed: str, without: Collection[str] = ()) -> None:
+    def __init__(
+        self, share: Path, outside: Path, seed: str, without: Collection[str] = ()
+    ) -> None:
         self._share, self._outside = share, outside
         self._rng = random.Random(seed)
         self._name = seed.rpartition(" ")[2]
@@ -92,12 +96,20 @@ class User:
         try:
             found = thing.path.lstat()
         except OSError:
-            if thing.body is not None and not where.startswith(("in/", "work/")) and "/.sam_poll-" not in where:
+            if (
+                thing.body is not None
+                and not where.startswith(("in/", "work/"))
+                and "/.sam_poll-" not in where
+            ):
                 self.changed.append(f"{where} of a user is gone")
             return
         if (found.st_dev, found.st_ino) != thing.mark:
             return
-        if thing.body is not None and stat.S_ISREG(found.st_mode) and thing.path.read_bytes() != thing.body:
+        if (
+            thing.body is not None
+            and stat.S_ISREG(found.st_mode)
+            and thing.path.read_bytes() != thing.body
+        ):
             self.changed.append(f"{where} of a user has other bytes")
         for path in (*(thing.path / name for name in thing.inside), thing.path):
             with contextlib.suppress(OSError):
@@ -112,7 +124,9 @@ class User:
         self._put_something(self._share / self._rng.choice(_OWN))
 
     def _in_the_way(self) -> None:
-        """Where answers, or what is done and failed, would go. A plain file in work/ would be put into in/."""
+        """Where answers, or what is done and failed, would go. A plain file in work/ would be put
+        into in/.
+        """
         root = self._rng.choice(["out", "done", "failed", "work"])
         self._put_something(self._share / root / self._rng.choice(BLOCKED), plain=root != "work")
 
@@ -145,15 +159,23 @@ class User:
 
     def _worker(self) -> None:
         """Beside or in place of a daemon's sign of life."""
-        signs = [p for p in (self._share / "work").iterdir() if p.name.startswith(".sam_poll-worker-")]
+        signs = [
+            p for p in (self._share / "work").iterdir() if p.name.startswith(".sam_poll-worker-")
+        ]
         name = f".sam_poll-worker-{self._new('w')}-1-a-0.json"
         if signs and self._rng.random() < 0.7:
             name = self._rng.choice(signs).name
         worker = name[len(".sam_poll-worker-") : -len(".json")]
-        self._put_something(self._share / "work" / self._rng.choice([name, f".sam_poll-{worker}.tmp", f"{name}.tmp"]))
+        self._put_something(
+            self._share
+            / "work"
+            / self._rng.choice([name, f".sam_poll-{worker}.tmp", f"{name}.tmp"])
+        )
 
     def _picture(self) -> None:
-        """A link, a pipe, a folder or a device's name as a picture, with a prompt beside it: nothing may answer it."""
+        """A link, a pipe, a folder or a device's name as a picture, with a prompt beside it:
+        nothing may answer it.
+        """
         name = self._new("picture")
         self._put_something(self._share / "in" / f"{name}.png", plain=False)
         prompt = {"label": MARK.decode(), "box": {"x0": 1, "y0": 1, "x1": 9, "y1": 9}}
@@ -167,10 +189,20 @@ class User:
         self._put_something(root / (self._rng.choice(["", "."]) + self._new(name)))
 
     def _put_something(self, path: Path, *, plain: bool = True) -> None:
-        kinds = ["link", "link", "folder_link", "dangling", "pipe", "folder", *(["hard", "file"] if plain else [])]
+        kinds = [
+            "link",
+            "link",
+            "folder_link",
+            "dangling",
+            "pipe",
+            "folder",
+            *(["hard", "file"] if plain else []),
+        ]
         kind = self._rng.choice(kinds)
         if kind == "link":
-            self._link(path, self._outside / self._rng.choice(["real.png", "text.json", "writable.bin"]))
+            self._link(
+                path, self._outside / self._rng.choice(["real.png", "text.json", "writable.bin"])
+            )
         elif kind == "folder_link":
             self._link(path, self._outside / self._rng.choice(["folder", "open"]))
         elif kind == "dangling":

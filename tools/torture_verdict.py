@@ -1,7 +1,8 @@
-"""The verdict of the torture: every job by the content of its answer, and whether anything outside was touched.
+"""The verdict of the torture: every job by the content of its answer, and whether anything outside
+was touched.
 
-What can still go wrong here: a file outside that was changed and changed back between two looks is not seen.
-"""
+Limitations: a file outside that was changed and changed back between two looks is
+not seen."""
 
 from __future__ import annotations
 
@@ -25,12 +26,16 @@ from tools.torture_jobs import Job, Writers
 from tools.torture_names import MARK
 
 KINDS = ("lost", "partial", "twice", "wrong_pair", "touched", "left", "other")
-_ALIKE = 0.8  # IoU of a mask with the ellipse in its box that the fake network draws; small masks have rough edges
+# IoU of a mask with the ellipse in its box that the fake network draws; small masks have rough
+# edges
+_ALIKE = 0.8
 
 
 @dataclass
 class Verdict:
-    """What is wrong; `other`: a surprise in a log, a daemon that ended, a file that is nothing that was dropped."""
+    """What is wrong; `other`: a surprise in a log, a daemon that ended, a file that is nothing that
+    was dropped.
+    """
 
     lost: list[str] = field(default_factory=list)
     partial: list[str] = field(default_factory=list)
@@ -48,10 +53,19 @@ class Verdict:
 
 
 def make_outside(folder: Path) -> None:
-    """What nobody may touch: files that look like what daemons work with, closed and open to everybody."""
+    """What nobody may touch: files that look like what daemons work with, closed and open to
+    everybody.
+    """
     (folder / "folder/deep").mkdir(parents=True)
     (folder / "open").mkdir()
-    for name in ("folder/a.jpg", "folder/.hidden", "folder/deep/b.json", "open/dog.json", "text.json", "writable.bin"):
+    for name in (
+        "folder/a.jpg",
+        "folder/.hidden",
+        "folder/deep/b.json",
+        "open/dog.json",
+        "text.json",
+        "writable.bin",
+    ):
         (folder / name).write_bytes(MARK + b" outside " + name.encode())
     (folder / "real.png").write_bytes(picture(".png", 1))
     for path in [folder, *folder.rglob("*")]:
@@ -70,7 +84,14 @@ def seen_outside(folder: Path) -> dict[str, tuple[Any, ...]]:
         s = path.lstat()
         body = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(s.st_mode) else ""
         size = s.st_size if body else 0
-        found[str(path.relative_to(folder))] = (oct(s.st_mode), s.st_uid, s.st_gid, size, s.st_mtime_ns, body)
+        found[str(path.relative_to(folder))] = (
+            oct(s.st_mode),
+            s.st_uid,
+            s.st_gid,
+            size,
+            s.st_mtime_ns,
+            body,
+        )
     return found
 
 
@@ -152,9 +173,13 @@ def _judge_job(
 ) -> None:
     name = f"{job.label} ({job.kind}, {job.shot.name})"
     ends = {*job.ends, *(("failed",) if job.excused else ())}
-    where = places.get(job.prompt, []) if job.prompt else [p for a in answers for p in ["done/"]][:1]
+    where = (
+        places.get(job.prompt, []) if job.prompt else [p for a in answers for p in ["done/"]][:1]
+    )
     if len(answers) > 1:
-        verdict.twice.append(f"{name} is answered in {', '.join(str(a.path.relative_to(share)) for a in answers)}")
+        verdict.twice.append(
+            f"{name} is answered in {', '.join(str(a.path.relative_to(share)) for a in answers)}"
+        )
     if job.prompt is None and not answers:
         verdict.lost.append(f"{name} has no answer")
         return
@@ -163,7 +188,9 @@ def _judge_job(
         if where[0] not in reasons:
             verdict.lost.append(f"{name} was refused without a reason: {where[0]}")
         else:
-            verdict.refused[f"{job.kind}{' (held up)' if job.excused else ''}: {reasons[where[0]]}"] += 1
+            verdict.refused[
+                f"{job.kind}{' (held up)' if job.excused else ''}: {reasons[where[0]]}"
+            ] += 1
     elif place == "done":
         if not answers:
             verdict.lost.append(f"{name} lies in {where[0]}, and has no answer")
@@ -195,7 +222,8 @@ def _wrong_pair(share: Path, job: Job, answer: _Answer, places: dict[str, list[s
         return f"{answer.path.name} has {len(more) + 1} objects"
     if (int(meta["width"]), int(meta["height"])) != (job.shot.width, job.shot.height):
         return (
-            f"it was answered on a picture of {meta['width']}×{meta['height']}, not {job.shot.width}×{job.shot.height}"
+            f"it was answered on a picture of {meta['width']}×{meta['height']}, not "
+            f"{job.shot.width}×{job.shot.height}"
         )
     box = json.loads(thing["meta"]["prompt"])["box"]
     if tuple(map(int, (box["x0"], box["y0"], box["x1"], box["y1"]))) != job.box:
@@ -216,7 +244,9 @@ def _wrong_mask(answer: _Answer, job: Job) -> str | None:
     y, x = np.mgrid[0 : job.shot.height, 0 : job.shot.width] + 0.5
     ellipse = np.hypot((2 * x - x0 - x1) / (x1 - x0), (2 * y - y0 - y1) / (y1 - y0)) <= 1
     overlap = (ellipse & (mask > 0)).sum() / max(1, (ellipse | (mask > 0)).sum())
-    return None if overlap > _ALIKE else f"{path.name} is not the mask of its box (IoU {overlap:.2f})"
+    return (
+        None if overlap > _ALIKE else f"{path.name} is not the mask of its box (IoU {overlap:.2f})"
+    )
 
 
 def _pictures(jobs: Iterable[Job], places: dict[str, list[str]], verdict: Verdict) -> None:
@@ -225,7 +255,9 @@ def _pictures(jobs: Iterable[Job], places: dict[str, list[str]], verdict: Verdic
         where = places.get(shot.key, [])
         if len(where) != 1:
             kind = verdict.lost if not where else verdict.twice
-            kind.append(f"{shot.name} ({job.kind}) lies {'in ' + ', '.join(where) if where else 'nowhere'}")
+            kind.append(
+                f"{shot.name} ({job.kind}) lies {'in ' + ', '.join(where) if where else 'nowhere'}"
+            )
 
 
 def _reasons(share: Path) -> dict[str, str]:
@@ -241,8 +273,12 @@ def _reasons(share: Path) -> dict[str, str]:
 
 def _strange(share: Path, places: dict[str, list[str]], known: Writers) -> list[str]:
     """Files that are neither dropped, nor planted, nor made by the program."""
-    dropped = {key for job in known.jobs for key in (job.shot.key, job.prompt)} | known.others.keys()
-    made = re.compile(r"failed/.*\.error\.json|(done|failed)/task \d+/p\d(\.png)?\.annotations(~\d+)?\.json")
+    dropped = {
+        key for job in known.jobs for key in (job.shot.key, job.prompt)
+    } | known.others.keys()
+    made = re.compile(
+        r"failed/.*\.error\.json|(done|failed)/task \d+/p\d(\.png)?\.annotations(~\d+)?\.json"
+    )
     found = []
     for key, where in places.items():
         for place in where if key not in dropped else ():
@@ -254,4 +290,8 @@ def _strange(share: Path, places: dict[str, list[str]], known: Writers) -> list[
 def answered_twice(messages: Iterable[str]) -> list[str]:
     """Labels that daemons say to have answered more than once."""
     done = Counter(m[1] for text in messages if (m := re.search(r" done: (job \d+)=", text)))
-    return [f"{label} was answered {count} times by the logs" for label, count in done.items() if count > 1]
+    return [
+        f"{label} was answered {count} times by the logs"
+        for label, count in done.items()
+        if count > 1
+    ]

@@ -4,16 +4,17 @@
     python -m tools.train_demo --minutes 75 --out demo.pt --resume        # goes on where it stopped
     python -m tools.train_demo --measure 200 --start demo.pt              # figures only
 
-Each step draws a few pictures, asks for several objects in each, and takes the mean loss over all four masks of the
-decoder: rewarding only the best one would let each mask settle on its own object and ignore the prompt. Two more heads,
-thrown away at the end, are asked for the same object earlier in the network, which shortens the way for the gradient.
-What is kept is a moving average of the weights, whenever it measures better than before on scenes never trained on,
-through the rules of inference: one point → the best of three masks by predicted IoU; anything else → one mask (which
-the decoder itself exchanges for a better one where it is unstable, as in sam2's own build).
+Each step draws a few pictures, asks for several objects in each, and takes the mean loss over all
+four masks of the decoder: rewarding only the best one would let each mask settle on its own object
+and ignore the prompt. Two more heads, thrown away at the end, are asked for the same object earlier
+in the network, which shortens the way for the gradient. What is kept is a moving average of the
+weights, whenever it measures better than before on scenes never trained on, through the rules of
+inference: one point → the best of three masks by predicted IoU; anything else → one mask (which the
+decoder itself exchanges for a better one where it is unstable, as in sam2's own build).
 
-What can still go wrong here: the best of many measurements on the same 100 scenes is a little flattered, so figures to
-publish come from `--measure`, which draws others. Seeds below 10⁹ are the training's, those above are for measuring.
-"""
+Limitations: the best of many measurements on the same 100 scenes is a little
+flattered, so figures to publish come from `--measure`, which draws others. Seeds below 10⁹ are the
+training's, those above are for measuring."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam_poll.engines import sam2
-from sam_poll.geometry import mask_of, paste
-from sam_poll.types import Engine, Picture, Pixels, Prompt
+from sam_poll.core.protocols import Engine
+from sam_poll.core.types import Picture, Prompt, RgbArray
+from sam_poll.engines import sam2, stretched
+from sam_poll.imaging.masks import mask_of, paste
 from tools import scenes
 
 DEMO = Path(__file__).parents[1] / "sam_poll" / "data" / "demo"
@@ -42,14 +44,18 @@ SIDE, LOW = 256, 64  # the network's picture and mask sides
 CHECKED, MEASURED = 1_000_000_000, 2_000_000_000  # first seeds: chosen by, and published
 SIZES = ((256, 256), (320, 240), (240, 320), (384, 216), (512, 384))
 PICTURES, OBJECTS = 6, 6  # a step: more pictures teach more than more questions about few
-_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in (sam2.MEAN, sam2.DEVIATION))
+_MEAN, _STD = (
+    torch.tensor(values).view(3, 1, 1) for values in (stretched.MEAN, stretched.DEVIATION)
+)
 
 
 # ── the network ──
 
 
 def build(config: Path = DEMO / "demo.yaml", weights: Path | None = None) -> nn.Module:
-    """The network of `config` on the CPU in float32, with `weights` (`{"model": state_dict}`) or fresh ones."""
+    """The network of `config` on the CPU in float32, with `weights` (`{"model": state_dict}`) or
+    fresh ones.
+    """
     model: nn.Module = sam2.build(sam2.read_config(config), str(config))
     if weights is not None:
         state = torch.load(weights, map_location="cpu", weights_only=True)["model"]
@@ -58,9 +64,14 @@ def build(config: Path = DEMO / "demo.yaml", weights: Path | None = None) -> nn.
 
 
 def used_in_pictures(model: Any) -> list[nn.Parameter]:
-    """The parameters that a still picture reaches; the rest of SAM2 remembers earlier frames of a video."""
+    """The parameters that a still picture reaches; the rest of SAM2 remembers earlier frames of a
+    video.
+    """
     parts = (model.image_encoder, model.sam_prompt_encoder, model.sam_mask_decoder)
-    return [*(p for part in parts for p in part.parameters() if p.requires_grad), model.no_mem_embed]
+    return [
+        *(p for part in parts for p in part.parameters() if p.requires_grad),
+        model.no_mem_embed,
+    ]
 
 
 def encode(model: Any, pictures: Tensor) -> list[Tensor]:
@@ -72,14 +83,22 @@ def encode(model: Any, pictures: Tensor) -> list[Tensor]:
 
 
 def ask(model: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Prompts of one kind, in network pixels → sparse N×(points+1)×C and dense N×C×16×16 prompt embeddings."""
+    """Prompts of one kind, in network pixels → sparse N×(points+1)×C and dense N×C×16×16 prompt
+    embeddings.
+    """
     rows, marks = [], []
     for prompt in prompts:
-        corners = [] if prompt.box is None else [(prompt.box.x0, prompt.box.y0), (prompt.box.x1, prompt.box.y1)]
+        corners = (
+            []
+            if prompt.box is None
+            else [(prompt.box.x0, prompt.box.y0), (prompt.box.x1, prompt.box.y1)]
+        )
         rows.append(corners + [(p.x, p.y) for p in prompt.points])
         marks.append([2, 3][: len(corners)] + [p.label for p in prompt.points])
     points = (torch.tensor(rows, dtype=torch.float32), torch.tensor(marks, dtype=torch.int32))
-    embeddings: tuple[Tensor, Tensor] = model.sam_prompt_encoder(points=points, boxes=None, masks=None)
+    embeddings: tuple[Tensor, Tensor] = model.sam_prompt_encoder(
+        points=points, boxes=None, masks=None
+    )
     return embeddings
 
 
@@ -88,15 +107,15 @@ def ask(model: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """`pictures` uint8 B×256×256×3; `prompts` B·`OBJECTS` = N of one kind, in network pixels; `truth` float32
-    N×1×64×64, how much of each pixel the object covers."""
+    """`pictures` uint8 B×256×256×3; `prompts` B·`OBJECTS` = N of one kind, in network pixels;
+    `truth` float32 N×1×64×64, how much of each pixel the object covers."""
 
     pictures: Tensor
     prompts: list[Prompt]
     truth: Tensor
 
 
-def squeezed(pixels: Pixels) -> Pixels:
+def squeezed(pixels: RgbArray) -> RgbArray:
     """The picture as the network sees it: 256×256 whatever its sides."""
     if pixels.shape[:2] == (SIDE, SIDE):
         return pixels
@@ -110,13 +129,19 @@ def draw_batch(rng: np.random.Generator, hardest: float) -> Batch:
     prompts: list[Prompt] = []
     truth: list[Tensor] = []
     while len(pictures) < PICTURES:
-        size = SIZES[0] if rng.random() < 0.5 else SIZES[rng.integers(1, 4)]  # the largest only takes longer to draw
-        count = (1, 1) if rng.random() < 0.1 else (2, 4)  # a lone shape is soon learned; telling several apart is not
+        size = (
+            SIZES[0] if rng.random() < 0.5 else SIZES[rng.integers(1, 4)]
+        )  # the largest only takes longer to draw
+        count = (
+            (1, 1) if rng.random() < 0.1 else (2, 4)
+        )  # a lone shape is soon learned; telling several apart is not
         scene = scenes.draw(int(rng.integers(CHECKED)), size, rng.uniform(0, hardest), count)
         picture = squeezed(scene.pixels)
         if rng.random() < 0.3:
             # Red and blue change places twice; the coder's blemishes are what matters.
-            coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 98))])[1]
+            coded = cv2.imencode(
+                ".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 98))]
+            )[1]
             picture = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
         pictures.append(torch.from_numpy(picture))
         masks = [squeezed(mask.astype(np.uint8) * 255) > 127 for mask in scene.masks]
@@ -136,22 +161,35 @@ class Helpers(nn.Module):
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()
-        self.coarse, self.fine = nn.Linear(decoder.transformer_dim, 1), nn.Conv2d(decoder.transformer_dim // 8, 1, 1)
+        self.coarse, self.fine = (
+            nn.Linear(decoder.transformer_dim, 1),
+            nn.Conv2d(decoder.transformer_dim // 8, 1, 1),
+        )
         self._seen: dict[str, Tensor] = {}
-        decoder.transformer.register_forward_hook(lambda _, __, out: self._seen.update(tokens=out[1]))
-        decoder.output_upscaling[-1].register_forward_hook(lambda _, __, out: self._seen.update(upscaled=out))
+        decoder.transformer.register_forward_hook(
+            lambda _, __, out: self._seen.update(tokens=out[1])
+        )
+        decoder.output_upscaling[-1].register_forward_hook(
+            lambda _, __, out: self._seen.update(upscaled=out)
+        )
 
     def loss(self, truth: Tensor) -> Tensor:
         tokens = self.coarse(self._seen["tokens"])  # N×(16·16)×1
         side = math.isqrt(tokens.shape[1])
-        coarse = mask_loss(tokens.view(-1, 1, side, side), F.interpolate(truth, (side, side), mode="area"))
+        coarse = mask_loss(
+            tokens.view(-1, 1, side, side), F.interpolate(truth, (side, side), mode="area")
+        )
         return coarse.mean() + mask_loss(self.fine(self._seen["upscaled"]), truth).mean()
 
 
 def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross entropy and Dice, N×M, of logits N×M×h×w against truth N×1×h×w (a pixel's coverage, 0…1)."""
+    """Cross entropy and Dice, N×M, of logits N×M×h×w against truth N×1×h×w (a pixel's coverage,
+    0…1).
+    """
     chance = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, truth.expand_as(logits), reduction="none").mean((2, 3))
+    entropy = F.binary_cross_entropy_with_logits(
+        logits, truth.expand_as(logits), reduction="none"
+    ).mean((2, 3))
     overlap, both = (chance * truth).sum((2, 3)), chance.sum((2, 3)) + truth.sum((2, 3))
     return 5 * entropy + 1 - (2 * overlap + 1) / (both + 1)
 
@@ -171,7 +209,11 @@ def step_loss(model: Any, helpers: Helpers, batch: Batch) -> tuple[Tensor, float
     with torch.no_grad():
         ours, real = masks > 0, batch.truth > 0.5
         true = (ours & real).sum((2, 3)) / ((ours | real).sum((2, 3)) + 1e-6)
-    loss = 2.5 * mask_loss(masks, batch.truth).mean() + F.mse_loss(predicted, true) + 2 * helpers.loss(batch.truth)
+    loss = (
+        2.5 * mask_loss(masks, batch.truth).mean()
+        + F.mse_loss(predicted, true)
+        + 2 * helpers.loss(batch.truth)
+    )
     loss = loss + 0.05 * F.binary_cross_entropy_with_logits(present, torch.ones_like(present))
     return loss, true[:, 0].mean().item()
 
@@ -185,11 +227,17 @@ def engine_of(model: nn.Module) -> Engine:
 
 
 def measure(engine: Engine, seeds: Iterable[int]) -> dict[str, list[float]]:
-    """IoU of every shape of every scene, by kind of prompt, at full size; scenes take turns in `SIZES`."""
+    """IoU of every shape of every scene, by kind of prompt, at full size; scenes take turns in
+    `SIZES`.
+    """
     found: dict[str, list[float]] = {kind: [] for kind in scenes.PROMPTS}
     for seed in seeds:
         scene, rng = scenes.draw(seed, SIZES[seed % len(SIZES)]), np.random.default_rng(seed)
-        asked = [(kind, mask, scenes.prompt_for(mask, kind, rng)) for mask in scene.masks for kind in found]
+        asked = [
+            (kind, mask, scenes.prompt_for(mask, kind, rng))
+            for mask in scene.masks
+            for kind in found
+        ]
         picture = Picture(scene.pixels, scene.size, digest=str(seed))
         (embedding,) = engine.encode([engine.prepare(picture)])
         answers = engine.decode(embedding, [prompt for _, _, prompt in asked])
@@ -200,7 +248,8 @@ def measure(engine: Engine, seeds: Iterable[int]) -> dict[str, list[float]]:
 
 def figures(found: dict[str, list[float]]) -> str:
     return "  ".join(
-        f"{kind} {np.mean(v):.4f} ({np.mean(np.array(v) < 0.75):.1%} below 0.75)" for kind, v in found.items()
+        f"{kind} {np.mean(v):.4f} ({np.mean(np.array(v) < 0.75):.1%} below 0.75)"
+        for kind, v in found.items()
     )
 
 
@@ -224,7 +273,9 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     run = Run.begin(args)
     rng = np.random.default_rng([args.seed, run.progress.step])
-    log, begun, before = np.zeros(2), time.monotonic(), run.progress.seconds
+    log = np.zeros(2)
+    begun = time.monotonic()
+    before = run.progress.seconds
     while (done := run.progress.done(args)) < 1:
         # Fresh weights must first learn to follow the prompt, on scenes where that is easy.
         hardest = args.hardest if args.start else args.hardest * min(1.0, run.progress.step / 4000)
@@ -232,7 +283,11 @@ def train(args: argparse.Namespace) -> None:
         run.progress.seconds = before + time.monotonic() - begun
         if run.progress.step % 100 == 0:
             loss, iou = log / 100
-            print(f"step {run.progress.step}  {run.progress.seconds:.0f} s  loss {loss:.3f}  IoU {iou:.3f}", flush=True)
+            print(
+                f"step {run.progress.step}  {run.progress.seconds:.0f} s  loss {loss:.3f}  IoU "
+                f"{iou:.3f}",
+                flush=True,
+            )
             log[:] = 0
         if run.progress.step % args.check_every == 0 or run.progress.done(args) >= 1:
             run.keep_the_better(args)
@@ -279,7 +334,11 @@ class Run:
         nn.utils.clip_grad_norm_(used_in_pictures(self.model), 5.0)
         self.optimizer.step()
         self.progress.step += 1
-        average(self.averaged, self.model, keep=min(0.998, self.progress.step / (self.progress.step + 9)))
+        average(
+            self.averaged,
+            self.model,
+            keep=min(0.998, self.progress.step / (self.progress.step + 9)),
+        )
         return loss.item(), iou
 
     def keep_the_better(self, args: argparse.Namespace) -> None:
@@ -300,7 +359,12 @@ class Run:
         self.progress = Progress(*states["progress"])
 
     def _parts(self) -> dict[str, Any]:
-        return {"model": self.model, "averaged": self.averaged, "helpers": self.helpers, "optimizer": self.optimizer}
+        return {
+            "model": self.model,
+            "averaged": self.averaged,
+            "helpers": self.helpers,
+            "optimizer": self.optimizer,
+        }
 
 
 @torch.no_grad()
@@ -319,7 +383,10 @@ def check(model: nn.Module, step: int, count: int) -> float:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """In half precision: it costs nothing that can be measured, and half the bytes."""
-    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    half = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     _save({"model": half}, path)
 
 
@@ -335,22 +402,43 @@ def _save(content: dict[str, Any], path: Path) -> None:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.train_demo", description="Train the bundled small model.")
-    parser.add_argument("--steps", type=int, default=50_000, help="at most so many (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=75, help="at most so long (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-4, help="highest learning rate (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.train_demo", description="Train the bundled small model."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50_000, help="at most so many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=75, help="at most so long (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=5e-4, help="highest learning rate (default: %(default)s)"
+    )
     parser.add_argument("--start", type=Path, help="weights to start from (default: fresh ones)")
-    parser.add_argument("--config", type=Path, default=DEMO / "demo.yaml", help="the network (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo.pt"), help="the best weights (default: %(default)s)")
+    parser.add_argument(
+        "--config", type=Path, default=DEMO / "demo.yaml", help="the network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo.pt"), help="the best weights (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out")
     parser.add_argument(
-        "--hardest", type=float, default=0.5, help="top difficulty of the scenes (default: %(default)s)"
+        "--hardest",
+        type=float,
+        default=0.5,
+        help="top difficulty of the scenes (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--check-every", type=int, default=500, metavar="STEPS", help="default: %(default)s")
-    parser.add_argument("--check-scenes", type=int, default=100, metavar="N", help="default: %(default)s")
-    parser.add_argument("--measure", type=int, metavar="N", help="only measure --start on N unseen scenes")
+    parser.add_argument(
+        "--check-every", type=int, default=500, metavar="STEPS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--check-scenes", type=int, default=100, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--measure", type=int, metavar="N", help="only measure --start on N unseen scenes"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Hands functions to the Nuclio of a CVAT on this machine, to run on its NVIDIA card: deploy.sh says more.
+# Deploys functions to the Nuclio of a CVAT on this machine, to run on its NVIDIA GPU; see deploy.sh.
 set -euo pipefail
 exec "$(dirname "${BASH_SOURCE[0]}")/deploy.sh" gpu "$@"

@@ -1,5 +1,4 @@
-"""The CVAT side: prompts out of annotation files, tasks pushed, boxes of a task turned into masks, CVAT's functions.
+"""Short module paths for `cvat-cli --function-module`: `sam_poll.cvat.function`, `….interactor`.
 
-What needs the package `cvat_sdk` (extra `cvat`) imports it inside. What can still go wrong here: the SDK must match
-its server's version; a newer or older one may refuse what the other understands.
+Their files work with `--function-file`, too. The code is in `sam_poll.integrations.cvat.sdk`.
 """

@@ -1,13 +1,14 @@
-"""COCO instances, `.coco.json`: what CVAT imports as `COCO 1.0`, and what most training code reads.
+"""COCO instances, `.coco.json`: CVAT imports it as `COCO 1.0`, and most training code reads it.
 
-One picture, its categories (ids from 1, sorted by name) and an annotation for each object, whose `id` is the object's
-number. Masks are compressed run lengths by `pycocotools`, exact, holes and all; `coco: polygon` writes a polygon for
-each part instead, without its holes. `area` and `bbox` are the mask's own either way. COCO knows no score of an
-annotation: it stands where detections have it (`score`), and where CVAT looks (`attributes`).
+The file holds one picture, its categories (ids from 1, sorted by name) and an annotation for each
+object, whose `id` is the object's number. Masks are compressed run lengths by `pycocotools`, exact
+and with holes; `coco: polygon` writes a polygon for each part instead, without holes. `area` and
+`bbox` are those of the mask either way. COCO has no score of an annotation: it is written where
+detections have it (`score`), and where CVAT reads it (`attributes`).
 
-What can still go wrong here: CVAT keeps the score only where the label has an attribute of that name. COCO has no
-layers: where objects overlap, a reader paints them in an order of its own. A part smaller than `min_area_px` has no
-polygon.
+Limitations: CVAT keeps the score only where the label has an attribute of that name. COCO has no
+layers: where objects overlap, a reader paints them in an order of its own. A part smaller than
+`min_area_px` has no polygon.
 """
 
 from __future__ import annotations
@@ -17,74 +18,76 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
-from sam_poll.formats import FormatOptions, labels_of, left_out, named, published_score
-from sam_poll.geometry import Polygon, outlines
-from sam_poll.types import Document, Format, Mask, Result, Size
+from sam_poll.core.protocols import Format
+from sam_poll.core.types import Mask, OutputFile, Result, Size
+from sam_poll.formats.common import label_or_default, labels_of, left_out, published_score
+from sam_poll.formats.registry import FormatOptions
+from sam_poll.imaging.contours import Polygon
+from sam_poll.imaging.masks import column_runs
+from sam_poll.imaging.outlines import outlines
 
 SUFFIX = ".coco.json"
 
 
 def make(options: FormatOptions) -> Format:
-    """The format `coco`."""
+    """Return the format `coco` for these options."""
     find = partial(outlines, tolerance_px=options.tolerance_px, min_area_px=options.min_area_px)
     return partial(instances, find=find if options.coco == "polygon" else None)
 
 
-def instances(result: Result, find: Callable[[Mask], list[Polygon]] | None = None) -> Sequence[Document]:
-    """One JSON file. `find` makes polygons of a mask; None: run lengths. What has none is left out, and noted."""
+def instances(
+    result: Result, find: Callable[[Mask], list[Polygon]] | None = None
+) -> Sequence[OutputFile]:
+    """Return one JSON file. `find` makes polygons of a mask; None: run lengths.
+
+    Objects without polygons are left out, with a note.
+    """
     labels = labels_of(result)
     missing = []
     annotations = []
     for number, mask in enumerate(result.masks, start=1):
         segmentation = _segmentation(mask, result.size, find)
         if segmentation:
-            made = _annotation(number, mask, labels.index(named(mask.label)) + 1, segmentation)
+            category = labels.index(label_or_default(mask.label)) + 1
+            annotation = _annotation(number, mask, category, segmentation)
             prompt_notes = result.prompts[number - 1].notes if number <= len(result.prompts) else ()
-            annotations.append(made | ({"notes": "; ".join(prompt_notes)} if prompt_notes else {}))
+            annotations.append(annotation | _notes(prompt_notes))
         else:
             missing.append(left_out(number, mask))
     notes = [*result.notes, *missing]
-    image = {"id": 1, "file_name": result.name, "width": result.size.width, "height": result.size.height}
-    made = {
+    image = {
+        "id": 1,
+        "file_name": result.name,
+        "width": result.size.width,
+        "height": result.size.height,
+    }
+    document = {
         "info": {"description": "sam_poll"},
         "licenses": [],
-        "categories": [{"id": n, "name": label, "supercategory": ""} for n, label in enumerate(labels, start=1)],
-        "images": [image | ({"notes": "; ".join(notes)} if notes else {})],
+        "categories": [
+            {"id": n, "name": label, "supercategory": ""} for n, label in enumerate(labels, start=1)
+        ],
+        "images": [image | _notes(notes)],
         "annotations": annotations,
     }
-    text = json.dumps(made, ensure_ascii=False, allow_nan=False)
-    # A lone surrogate has no UTF-8, but Python's escape for it is JSON's too.
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate cannot be encoded; Python's escape for it is valid JSON.
     body = text.encode("utf-8", "backslashreplace") + b"\n"
-    return [Document(SUFFIX, "application/json", body, notes=tuple(missing))]
+    return [OutputFile(SUFFIX, "application/json", body, notes=tuple(missing))]
+
+
+def _notes(notes: Sequence[str]) -> dict[str, str]:
+    return {"notes": "; ".join(notes)} if notes else {}
 
 
 def rle(mask: Mask, size: Size) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths: `size` [height, width], `counts` text."""
+    """Return a mask as COCO's compressed run lengths: `size` [height, width], `counts` text."""
     whole = [size.height, size.width]
-    found = coco_mask.frPyObjects({"size": whole, "counts": column_runs(mask, size)}, size.height, size.width)
-    return {"size": whole, "counts": found["counts"].decode("ascii")}
-
-
-def column_runs(mask: Mask, size: Size) -> list[int]:
-    """Alternating run lengths of the whole picture, column by column, starting with zeros. Their sum is H·W.
-
-    Made from the crop's own runs: memory is about the crop's, never the picture's.
-    """
-    height, width = mask.pixels.shape
-    columns = np.zeros((width, height + 1), np.int8)  # the zero below each column ends its last run
-    columns[:, :height] = mask.pixels.T
-    steps = np.diff(columns.ravel(), prepend=0)
-    at = np.flatnonzero(steps)  # in turn: where a run of ones begins, where it ends
-    column, row = np.divmod(at, height + 1)
-    edges = (mask.left + column) * size.height + mask.top + row
-    # A run that ends with the picture's last row goes on where one begins in the next column's first.
-    goes_on = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
-    edges = np.delete(edges, np.concatenate([goes_on, goes_on + 1]))
-    runs: list[int] = np.diff(edges, prepend=0, append=size.width * size.height).tolist()
-    return runs if runs[-1] else runs[:-1]
+    runs = {"size": whole, "counts": column_runs(mask, size)}
+    packed = coco_mask.frPyObjects(runs, size.height, size.width)
+    return {"size": whole, "counts": packed["counts"].decode("ascii")}
 
 
 def _segmentation(

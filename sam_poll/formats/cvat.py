@@ -1,14 +1,16 @@
-"""CVAT annotations, `.cvat.xml`: what CVAT imports as `CVAT 1.1`, masks as run lengths, holes and all; or polygons.
+"""CVAT annotations, `.cvat.xml`: CVAT imports it as `CVAT 1.1`; masks as run lengths, or polygons.
 
-Each object is one `<mask>` with `source="auto"` and its predicted IoU as attribute `score` (CVAT keeps it only where
-the label has a number attribute of that name). Images are named as CVAT knows them, relative to the share. `z_order` is
-0 except for an object whose box meets a larger one's: it lies one layer above, so that the smaller stays on top.
-`cvat: polygon` writes a `<polygon>` for each part instead, without its holes, which CVAT's polygons cannot have; the
-parts of one object share a `group_id`, by which CVAT's exports make one instance of them.
+Each object is one `<mask>` with `source="auto"` and its predicted IoU as attribute `score` (CVAT
+keeps it only where the label has a text attribute of that name). Images are named as in CVAT,
+relative to the share, and numbered beyond the frames of any task. `z_order` is 0 except for an
+object whose box overlaps a larger one's: it is one layer above, so that the smaller object stays on
+top. `cvat: polygon` writes a `<polygon>` for each part instead, without holes, which CVAT's
+polygons cannot have; the parts of one object share a `group_id`, from which CVAT's exports make one
+instance.
 
-What can still go wrong here: CVAT refuses a file whose labels or images are not in the task, and importing replaces the
-task's annotations. XML cannot hold most control characters nor lone surrogates: they become U+FFFD, and a picture so
-named will not be found by its name.
+Limitations: CVAT refuses a file whose labels or images are not in the task, and importing replaces
+the task's annotations. XML cannot hold most control characters nor lone surrogates: they become
+U+FFFD, and a picture with such a name is not found by it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,17 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from sam_poll.formats import FormatOptions, left_out, paint_order, published_score
-from sam_poll.geometry import Polygon, outlines
-from sam_poll.types import Bitmap, Document, Format, Mask, Result
+from sam_poll.core.protocols import Format
+from sam_poll.core.types import BoolArray, Mask, OutputFile, Result
+from sam_poll.formats.common import (
+    CVAT_FIRST_IMAGE_ID,
+    left_out,
+    paint_order,
+    published_score,
+)
+from sam_poll.formats.registry import FormatOptions
+from sam_poll.imaging.contours import Polygon
+from sam_poll.imaging.outlines import outlines
 
 SUFFIX = ".cvat.xml"
 VERSION = "1.1"
@@ -33,17 +43,21 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def make(options: FormatOptions) -> Format:
-    """The format `cvat`."""
+    """Return the format `cvat` for these options."""
     find = partial(outlines, tolerance_px=options.tolerance_px, min_area_px=options.min_area_px)
     return partial(annotations_xml, find=find if options.cvat == "polygon" else None)
 
 
-def annotations_xml(result: Result, find: Callable[[Mask], list[Polygon]] | None = None) -> Sequence[Document]:
-    """One XML with one `<image>`. `find` makes polygons of a mask; None: masks stay masks. An object that has none is
-    left out, which a comment in the `<image>` says."""
+def annotations_xml(
+    result: Result, find: Callable[[Mask], list[Polygon]] | None = None
+) -> Sequence[OutputFile]:
+    """Return one XML file with one `<image>`. `find` makes polygons of a mask; None: masks.
+
+    An object without polygons is left out, and a comment in the `<image>` says so.
+    """
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = VERSION
-    image = ET.SubElement(root, "image", id="0", name=xml_safe(result.name))
+    image = ET.SubElement(root, "image", id=str(CVAT_FIRST_IMAGE_ID), name=xml_safe(result.name))
     image.attrib |= {"width": str(result.size.width), "height": str(result.size.height)}
     layers = z_orders(result.masks)
     group = 0
@@ -61,12 +75,14 @@ def annotations_xml(result: Result, find: Callable[[Mask], list[Polygon]] | None
             image.append(_mask(mask, layer))
     ET.indent(root)
     body = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
-    return [Document(SUFFIX, "application/xml", body, notes=tuple(missing))]
+    return [OutputFile(SUFFIX, "application/xml", body, notes=tuple(missing))]
 
 
-def run_lengths(pixels: Bitmap) -> list[int]:
-    """Alternating run lengths of h×w bools, row by row, starting with zeros (0 when the first pixel is set).
-    Their sum is h·w; an empty array gives none."""
+def run_lengths(pixels: BoolArray) -> list[int]:
+    """Return the alternating run lengths of h×w bools, row by row, zeros first.
+
+    The first is 0 when the first pixel is set. Their sum is h·w; an empty array has none.
+    """
     flat = pixels.ravel()
     if not flat.size:
         return []
@@ -76,38 +92,55 @@ def run_lengths(pixels: Bitmap) -> list[int]:
 
 
 def flat(mask: Mask) -> list[int]:
-    """A mask as CVAT's API and its functions take it: the run lengths, then left, top, right and bottom, the latter
-    two inclusive. Raises ValueError for an empty mask, which CVAT has no way to say."""
+    """Return a mask as CVAT's API and functions take it: run lengths, left, top, right, bottom.
+
+    Right and bottom are inclusive. Raises ValueError for an empty mask, which this form cannot
+    express.
+    """
     height, width = mask.pixels.shape
     if not mask.pixels.size:
-        raise ValueError("an empty mask has no place on the picture")
-    return [*run_lengths(mask.pixels), mask.left, mask.top, mask.left + width - 1, mask.top + height - 1]
+        raise ValueError("an empty mask has no position in the picture")
+    return [
+        *run_lengths(mask.pixels),
+        mask.left,
+        mask.top,
+        mask.left + width - 1,
+        mask.top + height - 1,
+    ]
 
 
 def z_orders(masks: Sequence[Mask]) -> list[int]:
-    """Each mask's layer: 0, or one above the highest larger mask whose box meets its own. Of two with the same area
-    the later counts as the smaller."""
+    """Return each mask's layer: 0, or one above the highest larger mask whose box overlaps its own.
+
+    Of two masks with the same area the later counts as the smaller.
+    """
     layers = [0] * len(masks)
     if not masks:
         return layers
-    boxes = np.array([(m.left, m.top, m.left + m.pixels.shape[1], m.top + m.pixels.shape[0]) for m in masks])
+    boxes = np.array(
+        [(m.left, m.top, m.left + m.pixels.shape[1], m.top + m.pixels.shape[0]) for m in masks]
+    )
     order = paint_order(masks)
-    done = np.zeros(len(masks), np.int64)  # layers in the order of `boxes[order]`
     ranked = boxes[order]
+    ranked_layers = np.zeros(len(masks), np.int64)
     for rank, index in enumerate(order):
-        met = _meets(ranked[:rank], ranked[rank])
-        done[rank] = int(done[:rank][met].max()) + 1 if met.any() else 0
-        layers[index] = int(done[rank])
+        overlapping = _overlaps(ranked[:rank], ranked[rank])
+        if overlapping.any():
+            ranked_layers[rank] = int(ranked_layers[:rank][overlapping].max()) + 1
+        layers[index] = int(ranked_layers[rank])
     return layers
 
 
 def xml_safe(text: str) -> str:
-    """The text with what XML 1.0 cannot hold replaced by U+FFFD."""
+    """Replace the characters that XML 1.0 cannot hold by U+FFFD."""
     return _NOT_XML.sub("\ufffd", text)
 
 
-def _meets(boxes: npt.NDArray[np.int64], box: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which of n×4 boxes (left, top, right, bottom; right and bottom exclusive) share a pixel with `box`."""
+def _overlaps(boxes: npt.NDArray[np.int64], box: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which of n×4 boxes share a pixel with `box`.
+
+    Boxes are left, top, right, bottom; right and bottom exclusive.
+    """
     starts = np.maximum(boxes[:, :2], box[:2])
     ends = np.minimum(boxes[:, 2:], box[2:])
     return np.asarray((starts < ends).all(axis=1), np.bool_)
@@ -128,12 +161,15 @@ def _mask(mask: Mask, layer: int) -> ET.Element:
 def _polygons(mask: Mask, layer: int, parts: Sequence[Polygon], group: int) -> Iterator[ET.Element]:
     grouped = {"group_id": str(group)} if len(parts) > 1 else {}
     for part in parts:
-        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in part.tolist())  # quarters of a pixel: two digits are exact
+        # Points are quarters of a pixel, so that two digits are exact.
+        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in part.tolist())
         yield _scored("polygon", mask, {"points": points, "z_order": str(layer)} | grouped)
 
 
 def _scored(tag: str, mask: Mask, shape: dict[str, str]) -> ET.Element:
-    element = ET.Element(tag, {"label": xml_safe(mask.label), "source": "auto", "occluded": "0", **shape})
+    element = ET.Element(
+        tag, {"label": xml_safe(mask.label), "source": "auto", "occluded": "0", **shape}
+    )
     score = published_score(mask.score)
     if score is not None:
         ET.SubElement(element, "attribute", name="score").text = str(score)

@@ -1,6 +1,6 @@
-"""What a picture leaves unsaid, and its owner should know: nodata that is not declared, a place without a transform.
+"""Warnings about what a picture does not declare: its nodata value, a transform.
 
-What can still go wrong here: a margin that is white on purpose, as that of a scanned map, is named as well.
+Limitations: a margin that is white on purpose, such as that of a scanned map, is reported, too.
 """
 
 from __future__ import annotations
@@ -12,62 +12,79 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam_poll.mosaic.tiles import Area
-from sam_poll.types import Bitmap, Size
+from sam_poll.core.types import BoolArray, Size
+from sam_poll.mosaic.grid import Area
 
-_SIDE = 64  # pixels of a corner that is looked at
-_LEAST = 8
-_CORNERS = 2  # of one colour
-_SHARE = 0.05  # of a picture's values
-Values = Callable[[Area], tuple[npt.NDArray[Any], Bitmap]]
+# Side in pixels of the square that is examined in each corner, and the smallest one that is.
+_CORNER_SIDE = 64
+_MIN_CORNER_SIDE = 8
+_MIN_CORNERS = 2  # of the same single colour, to report an undeclared nodata value
+_MIN_OUTLIER_FRACTION = 0.05  # of a picture's values, to report an outlier
+# Reads an area: the bands (C×H×W), and which pixels are valid (H×W).
+Values = Callable[[Area], tuple[npt.NDArray[Any], BoolArray]]
 
 
 def margin(values: Values, size: Size) -> list[float] | None:
-    """Return the value of each band, if whole corners of the picture are of this one colour and count as data."""
-    side = min(_SIDE, size.width // 4, size.height // 4)
-    if side < _LEAST:
+    """Return the colour, one value per band, that fills whole corners of the picture.
+
+    Returns None where there is none, or where the corners are not valid data.
+    """
+    side = min(_CORNER_SIDE, size.width // 4, size.height // 4)
+    if side < _MIN_CORNER_SIDE:
         return None
-    seen: Counter[tuple[float, ...]] = Counter()
+    corners: Counter[tuple[float, ...]] = Counter()
     for x in (0, size.width - side):
         for y in (0, size.height - side):
             bands, valid = values(Area(x, y, x + side, y + side))
             if valid.all() and (bands == bands[:, :1, :1]).all():
-                seen[tuple(bands[:, 0, 0].tolist())] += 1
-    for colour, count in seen.most_common(1):
-        return list(colour) if count >= _CORNERS else None
+                corners[tuple(bands[:, 0, 0].tolist())] += 1
+    for colour, count in corners.most_common(1):
+        return list(colour) if count >= _MIN_CORNERS else None
     return None
 
 
 def outlier(values: npt.NDArray[Any]) -> float | None:
-    """Return the least or the greatest of a band's values, if it is that of many pixels and far from all others."""
+    """Return the smallest or largest of a band's values if it looks like a nodata value.
+
+    That is so if many pixels have it and it is far from all other values. Returns None otherwise.
+    """
     if not values.size:
         return None
-    others = np.unique(values)
-    if len(others) < 3:
+    distinct = np.unique(values)
+    if len(distinct) < 3:
         return None
-    for end, next_one in ((others[0], others[1]), (others[-1], others[-2])):
-        gap, rest = abs(float(end) - float(next_one)), float(others[-2]) - float(others[1])
-        if gap > max(rest, 0.0) / 2 and np.count_nonzero(values == end) >= _SHARE * values.size:
-            return float(end)
+    for extreme, neighbour in ((distinct[0], distinct[1]), (distinct[-1], distinct[-2])):
+        gap = abs(float(extreme) - float(neighbour))
+        spread = max(float(distinct[-2]) - float(distinct[1]), 0.0)  # of the other values
+        count = np.count_nonzero(values == extreme)
+        if gap > spread / 2 and count >= _MIN_OUTLIER_FRACTION * values.size:
+            return float(extreme)
     return None
 
 
 def undeclared(value: Sequence[float]) -> str:
-    """Say what to do about a value, of each band, that looks like nodata."""
+    """Return the warning for a value, one number per band, that looks like nodata."""
     if len(set(value)) == 1:
-        said, remedy = f"{value[0]:g}", f"gdal_translate -a_nodata {value[0]:g} IN OUT.tif"
+        shown = f"{value[0]:g}"
+        remedy = f"gdal_translate -a_nodata {value[0]:g} IN OUT.tif"
     else:
-        said, remedy = ", ".join(f"{each:g}" for each in value), "by an alpha band, or a mask in the picture"
+        shown = ", ".join(f"{each:g}" for each in value)
+        remedy = "by an alpha band, or a mask in the picture"
     return (
-        f"large parts of it are of one value ({said}), and it declares no nodata: if they hold nothing, say so "
-        f"({remedy}), or they are segmented and count for the stretch"
+        f"large parts of the picture have one value ({shown}), but it declares no nodata; "
+        f"if these parts are empty, declare the value ({remedy}), "
+        "or else they are segmented and count for the contrast stretch"
     )
 
 
 def without_transform(points: int) -> str:
-    """Say that a picture lies on the map by ground control points, or by a camera's model, only."""
-    by = f"{points} ground control points" if points else "an RPC model"
+    """Return the warning for a picture that is georeferenced without a transform.
+
+    `points` is the number of its ground control points; 0 means that it has an RPC model.
+    """
+    reference = f"{points} ground control points" if points else "an RPC model"
     return (
-        f"it lies on the map by {by} only: labels.tif has the same, but polygons are in pixels; "
-        "for both on the map, make a picture with a transform first: gdalwarp IN OUT.tif"
+        f"the picture is georeferenced by {reference} only: labels.tif gets the same, "
+        "but polygons are in pixels; for polygons on the map, "
+        "create a picture with a transform first: gdalwarp IN OUT.tif"
     )

@@ -1,11 +1,16 @@
-"""Labels as polygons: traced tile by tile, joined where a label is done, written as it goes.
+"""Labels as polygons: traced tile by tile, joined when the last tile of a label is read, written.
 
-The polygons run along the pixels' edges, so they fit without gaps and give the labels back exactly; holes are kept.
+The polygons follow the edges of the pixels, so that they fit without gaps and reproduce the labels
+exactly; holes are kept.
 
-What can still go wrong here: readers that hold GeoJSON to RFC 7946 take its numbers for degrees, whatever CRS it
-names, and a CRS without a number is named by its WKT, which few but GDAL understand. The perimeter is that of pixels'
-edges, up to 4/π of a smooth border's. With a CRS of degrees, areas are square degrees. A label that spans very many
-tiles is held until its last one.
+Limitations:
+
+- Readers that require RFC 7946 interpret the coordinates of GeoJSON as degrees, whatever CRS it
+  names. A CRS without an EPSG number is named by its WKT, which few programs other than GDAL
+  understand.
+- The perimeter is that of the pixels' edges, up to 4/π times that of a smooth outline.
+- With a CRS of degrees, areas are in square degrees.
+- A label that spans many tiles is held in memory until its last tile.
 """
 
 from __future__ import annotations
@@ -13,10 +18,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyogrio
@@ -26,99 +31,158 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from shapely import affinity
 
-from sam_poll.errors import ShareError
-from sam_poll.mosaic.labels import MAKE_ROOM, Between, Final, Tables, core_of, made_aside
-from sam_poll.mosaic.source import Windows
-from sam_poll.mosaic.state import Finished
-from sam_poll.mosaic.tiles import Cut
-from sam_poll.safe_path import SafePath
+from sam_poll.core.errors import ShareError
+from sam_poll.core.safe_path import SafePath
+from sam_poll.mosaic.grid import TileGrid
+from sam_poll.mosaic.labels import MAKE_ROOM, Layer, OnTile, private_file
+from sam_poll.mosaic.raster import WindowedRaster
 
 LAYER = "labels"
-AT_ONCE = 2000  # polygons written together
+AT_ONCE = 2000  # polygons that are written together
 
-Row = tuple[int, float, int, float, float]  # label, score, area_px, area, perimeter
-FIELDS = ("label", "score", "area_px", "area", "perimeter")
+
+class Row(NamedTuple):
+    """The attributes of a polygon; the names are those of the files' fields.
+
+    `score` is the predicted IoU, or that of a found object, `area_px` in pixels, `area` and
+    `perimeter` in units of the CRS. A mosaic of texts has one more field, `class`.
+    """
+
+    label: int
+    score: float
+    area_px: int
+    area: float
+    perimeter: float
+    text: str = ""
+
+
+FIELDS = Row._fields[:-1]
+CLASS = "class"
 
 
 def shapes(
-    state: Finished, cut: Cut, known: Tables, final: Final, transform: Any, between: Between
+    grid: TileGrid, layer: Layer, transform: Any, on_tile: OnTile, text: str = ""
 ) -> Iterator[tuple[Row, Any]]:
-    """Each label's row and its multipolygon on the map, once its last tile has been read."""
+    """Yield each label's row and its multipolygon on the map, once its last tile has been read.
+
+    `text` is the one whose objects are in the layer.
+    """
+    final = layer.final
     pieces: dict[int, list[Any]] = {}
     matrix = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
-    for tile in cut:
-        between(tile.number)
-        core = core_of(state, known, final, tile.number)
-        # GDAL traces no uint32; as int32 the labels are the same bits
+    for tile in grid:
+        on_tile(tile.number)
+        core = layer.core(tile.number)
+        # GDAL cannot trace uint32; as int32 the labels have the same bits.
         traced = rasterio.features.shapes(core.view(np.int32), mask=core > 0, connectivity=4)
-        for drawn, value in traced:
-            own = pieces.setdefault(int(value), [])
-            own.append(affinity.translate(shapely.geometry.shape(drawn), tile.core.x0, tile.core.y0))
+        for geometry, value in traced:
+            polygon = shapely.geometry.shape(geometry)
+            pieces.setdefault(int(value), []).append(
+                affinity.translate(polygon, tile.core.x0, tile.core.y0)
+            )
         for label in sorted(label for label in pieces if final.last[label] <= tile.number):
-            own = pieces.pop(label)
-            whole = shapely.union_all(own) if len(own) > 1 else own[0]
-            # on the grid of pixels: where a seam has cut a straight edge, a point would be left on it
-            placed = affinity.affine_transform(shapely.simplify(whole, 0) if len(own) > 1 else whole, matrix)
-            parts = placed.geoms if placed.geom_type == "MultiPolygon" else [placed]
-            placed = shapely.MultiPolygon([shapely.orient_polygons(part) for part in parts])
-            row = (label, round(float(final.scores[label]), 4), int(final.areas[label]), placed.area, placed.length)
+            placed = _joined(pieces.pop(label), matrix)
+            row = Row(
+                label + layer.before,
+                round(float(final.scores[label]), 4),
+                int(final.areas[label]),
+                placed.area,
+                placed.length,
+                text,
+            )
             yield row, placed
 
 
-def write(folder: SafePath, names: tuple[str, str], source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
-    """A GeoPackage and a GeoJSON, both of `names`, made in `folder`. ShareError, OSError."""
-    with made_aside(folder / names[0]) as made:
-        _write(made, folder / names[1], source, found)
+def _joined(pieces: list[Any], matrix: tuple[float, ...]) -> Any:
+    """Return the pieces of a label as one multipolygon on the map."""
+    if len(pieces) == 1:
+        outline = pieces[0]
+    else:
+        # Simplified on the grid of pixels: where a seam cuts a straight edge, the union leaves a
+        # vertex on it.
+        outline = shapely.simplify(shapely.union_all(pieces), 0)
+    placed = affinity.affine_transform(outline, matrix)
+    parts = placed.geoms if placed.geom_type == "MultiPolygon" else [placed]
+    return shapely.MultiPolygon([shapely.orient_polygons(part) for part in parts])
 
 
-def _write(geopackage: Path, geojson: SafePath, source: Windows, found: Iterator[tuple[Row, Any]]) -> None:
+def write(
+    folder: SafePath,
+    names: tuple[str, str],
+    source: WindowedRaster,
+    polygons: Iterator[tuple[Row, Any]],
+    fields: Sequence[str] = FIELDS,
+) -> None:
+    """Write a GeoPackage and a GeoJSON with these names into `folder`.
+
+    `fields` are the names of the first attributes of each row; others are left out. Raises
+    ShareError, and OSError of the tiles.
+    """
+    with private_file(folder / names[0]) as geopackage:
+        _write(geopackage, folder / names[1], source, polygons, fields)
+
+
+def _write(
+    geopackage: Path,
+    geojson: SafePath,
+    source: WindowedRaster,
+    polygons: Iterator[tuple[Row, Any]],
+    fields: Sequence[str],
+) -> None:
     crs = source.crs.to_wkt() if source.crs else None
-    with _written(geojson), io.TextIOWrapper(geojson.create(), encoding="utf-8") as text:
-        text.write(json.dumps({"type": "FeatureCollection", "name": LAYER, "crs": _crs_of(source)})[:-1])
+    with _file_errors(geojson), io.TextIOWrapper(geojson.create(), encoding="utf-8") as text:
+        header = {"type": "FeatureCollection", "name": LAYER, "crs": _crs_of(source)}
+        text.write(json.dumps(header)[:-1])  # without the closing brace
         text.write(', "features": [')
         first = True
-        for some in _by(found, AT_ONCE):
-            _append(geopackage, crs, some)
-            for row, drawn in some:
-                text.write(("\n" if first else ",\n") + json.dumps(_feature(row, drawn)))
+        for chunk in _chunks(polygons, AT_ONCE):
+            _append(geopackage, crs, chunk, fields)
+            for row, polygon in chunk:
+                text.write(("\n" if first else ",\n") + json.dumps(_feature(row, polygon, fields)))
                 first = False
         if first:
-            _append(geopackage, crs, [])
+            _append(geopackage, crs, [], fields)
         text.write("\n]}\n")
 
 
 @contextmanager
-def _written(path: SafePath) -> Iterator[None]:
-    """An OSError of this file names it, and what to do."""
+def _file_errors(path: SafePath) -> Iterator[None]:
+    """Turn an OSError of the file `path` into a ShareError with a remedy."""
     try:
         yield
     except OSError as error:
         if error.filename is not None and str(error.filename) != str(path):
-            raise  # of a tile
+            raise  # an error of reading a tile
         reason = f"the polygons cannot be written: {error.strerror or error}"
         raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
 
-def _by(found: Iterator[tuple[Row, Any]], count: int) -> Iterator[list[tuple[Row, Any]]]:
-    some: list[tuple[Row, Any]] = []
-    for one in found:
-        some.append(one)
-        if len(some) == count:
-            yield some
-            some = []
-    if some:
-        yield some
+def _chunks(polygons: Iterator[tuple[Row, Any]], length: int) -> Iterator[list[tuple[Row, Any]]]:
+    chunk: list[tuple[Row, Any]] = []
+    for polygon in polygons:
+        chunk.append(polygon)
+        if len(chunk) == length:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
-def _append(path: Path, crs: str | None, some: list[tuple[Row, Any]]) -> None:
-    columns = list(zip(*(row for row, _ in some), strict=True)) or [()] * len(FIELDS)
-    kinds = (np.int64, np.float64, np.int64, np.float64, np.float64)
+def _append(
+    path: Path, crs: str | None, chunk: list[tuple[Row, Any]], fields: Sequence[str]
+) -> None:
+    """Append polygons to a GeoPackage, which is created if need be."""
+    columns = list(zip(*(row[: len(fields)] for row, _ in chunk), strict=True))
+    columns = columns or [()] * len(fields)
+    dtypes = (np.int64, np.float64, np.int64, np.float64, np.float64, np.object_)[: len(fields)]
     try:
         pyogrio.raw.write(
             path,
-            geometry=np.array([drawn.wkb for _, drawn in some], dtype=object),
-            field_data=[np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)],
-            fields=list(FIELDS),
+            geometry=np.array([polygon.wkb for _, polygon in chunk], dtype=object),
+            field_data=[
+                np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)
+            ],
+            fields=list(fields),
             layer=LAYER,
             driver="GPKG",
             geometry_type="MultiPolygon",
@@ -130,31 +194,38 @@ def _append(path: Path, crs: str | None, some: list[tuple[Row, Any]]) -> None:
         raise ShareError(reason, place=str(path), remedy=MAKE_ROOM) from error
 
 
-def _feature(row: Row, drawn: Any) -> Mapping[str, Any]:
-    values = {name: value for name, value in zip(FIELDS, row, strict=True) if not _infinite(value)}
-    return {"type": "Feature", "properties": values, "geometry": shapely.geometry.mapping(drawn)}
+def _feature(row: Row, polygon: Any, fields: Sequence[str]) -> Mapping[str, Any]:
+    # A row has an attribute more where there are no texts.
+    values = {name: value for name, value in zip(fields, row, strict=False) if _is_json(value)}
+    return {"type": "Feature", "properties": values, "geometry": shapely.geometry.mapping(polygon)}
 
 
-def _infinite(value: float) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _is_json(value: object) -> bool:
+    """Return whether JSON can represent the value; it has no NaN and no infinity."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-def _crs_of(source: Windows) -> Mapping[str, Any] | None:
-    """As GDAL names it where it has a number; coordinates are x, y all the same, so 4326 is called CRS84. None: the
-    picture has none, and none is to be assumed."""
+def _crs_of(source: WindowedRaster) -> Mapping[str, Any] | None:
+    """Return the GeoJSON member `crs`; None where the picture has no CRS, so that none is assumed.
+
+    A CRS with an EPSG number is named as GDAL names it. Coordinates are always in the order x, y,
+    so that 4326 is called CRS84.
+    """
     crs = source.crs
     if not crs:
         return None
     code = crs.to_epsg()
-    if code is None or not _same(crs, code):
+    if code is None or not _is_epsg(crs, code):
         name = crs.to_wkt()
+    elif code == 4326:
+        name = "urn:ogc:def:crs:OGC:1.3:CRS84"
     else:
-        name = "urn:ogc:def:crs:OGC:1.3:CRS84" if code == 4326 else f"urn:ogc:def:crs:EPSG::{code}"
+        name = f"urn:ogc:def:crs:EPSG::{code}"
     return {"type": "name", "properties": {"name": name}}
 
 
-def _same(crs: Any, code: int) -> bool:
-    """Whether it is the CRS of that number, and not only alike."""
+def _is_epsg(crs: Any, code: int) -> bool:
+    """Return whether the CRS equals that of the EPSG number, and is not only similar to it."""
     try:
         return bool(CRS.from_epsg(code) == crs)
     except CRSError:

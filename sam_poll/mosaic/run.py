@@ -1,10 +1,12 @@
-"""A mosaic from beginning to end, taken up where it was left: tiles, then labels.tif, polygons, stats.json in place.
+"""A mosaic from start to finish: its tiles, then labels.tif, the polygons and stats.json.
 
-Outputs are made in the state folder and renamed to their place when all are whole; stats.json comes last, then the
-state folder goes. Whoever begins the same mosaic meanwhile takes tiles of it, too, and ends with the same answer.
+A mosaic continues where an earlier run ended. Outputs are written in the folder of the `TileStore`
+and renamed to their final names when all are complete: stats.json last, then the folder is
+removed. A process that starts the same mosaic meanwhile computes tiles of it, too, and returns the
+same result.
 
-What can still go wrong here: the outputs are renamed one by one; killed in between, new ones lie beside older ones
-until it is started again. That stats.json is of another job tells.
+Limitations: the outputs are renamed one by one. If the process is killed in between, new outputs
+are beside older ones until the mosaic is started again; stats.json is then that of another job.
 """
 
 from __future__ import annotations
@@ -18,125 +20,198 @@ from typing import Any
 
 from loguru import logger
 
-from sam_poll.errors import UsageError
-from sam_poll.fs import exists, read_json, shown, sync_folder, write_whole
+from sam_poll.core.errors import UsageError
+from sam_poll.core.files import exists, read_json, sync_folder, write_whole
+from sam_poll.core.protocols import Engine
+from sam_poll.core.safe_path import SafePath
+from sam_poll.core.text import shown
 from sam_poll.mosaic import labels
-from sam_poll.mosaic.source import opened
-from sam_poll.mosaic.state import FOLDER, POLL_S, clear_after
-from sam_poll.mosaic.work import GEOJSON, GEOPACKAGE, LONG_S, RASTER, STATS, OnStep, Step, Taken, Wish, Work, job_of
-from sam_poll.safe_path import SafePath
-from sam_poll.types import Engine
+from sam_poll.mosaic.assembly import (
+    GEOJSON,
+    GEOPACKAGE,
+    LONG_S,
+    RASTER,
+    STATS,
+    MosaicAssembly,
+    MosaicOptions,
+    OnStep,
+    Step,
+    Taken,
+    job_of,
+)
+from sam_poll.mosaic.raster import opened
+from sam_poll.mosaic.tile_store import FOLDER, POLL_S, clear_after
 
-_END = "end"  # whose lock says who puts all together
-__all__ = ["GEOJSON", "GEOPACKAGE", "RASTER", "STATS", "OnStep", "Step", "Wish", "lend_a_hand", "mosaic"]
+_END = "end"  # name of the lock of the process that writes the outputs
+__all__ = [
+    "GEOJSON",
+    "GEOPACKAGE",
+    "RASTER",
+    "STATS",
+    "MosaicOptions",
+    "OnStep",
+    "Step",
+    "help_with",
+    "mosaic",
+]
 
 
 def mosaic(
-    picture: SafePath, output: SafePath, wish: Wish, engine: Callable[[], Engine], on_step: OnStep = lambda _: None
+    picture: SafePath,
+    output: SafePath,
+    options: MosaicOptions,
+    engine: Callable[[], Engine],
+    on_tile: OnStep = lambda _: None,
 ) -> dict[str, Any]:
-    """Write labels.tif, labels.gpkg, labels.geojson and stats.json of a picture; returns what is in the last.
+    """Write labels.tif, labels.gpkg, labels.geojson and stats.json of a picture.
 
-    `engine` is called when there is a tile to compute. What was finished before is not done again. PictureError,
-    UsageError, ShareError, OSError, and what the engine raises.
+    Returns the content of stats.json. `engine` is called only when there is a tile to compute;
+    tiles that were finished before are not computed again. With texts it is called before the
+    first tile, too, so that the network checks them. `on_tile` is called with the progress.
+    Raises PictureError, PromptError, UsageError, ShareError, OSError, and the engine's errors.
     """
-    _look_anew(picture, output)
-    _check_place(picture, output)
-    output.mkdir(parents=True, exist_ok=True)
+    _renew_roots(picture, output)
+    _check_output(picture, output)
+    engine = _once(engine)
     with opened(picture) as source:
-        job = job_of(picture, source, wish)
-        if (found := _finished(output, job)) is None:
+        job = job_of(picture, source, options)
+        stats = _finished(output, job)
+        if stats is None:
 
-            def told(step: Step) -> None:
-                on_step(step)
+            def report(step: Step) -> None:
+                on_tile(step)
                 if step.stage != "tiles":
-                    work.state.beat(_END)
+                    assembly.tiles.beat(_END)
 
+            _check_texts(options, engine)
+            output.mkdir(parents=True, exist_ok=True)
             for note in source.notes():
                 logger.warning("{}: {}", shown(picture), note)
-            work = Work(source, picture, wish, output / FOLDER, told)
+            assembly = MosaicAssembly(source, picture, options, output / FOLDER, report)
             try:
-                return _made(work, output, _once(engine))
-            except FileNotFoundError:
-                if (found := _finished(output, job)) is None:
+                return _run(assembly, output, engine)
+            except FileNotFoundError:  # the folder is gone: another process may have finished
+                stats = _finished(output, job)
+                if stats is None:
                     raise
-        clear_after(output / FOLDER, job)  # who finished it may have ended before it was all gone
-        return found
+        # The process that finished the mosaic may have been killed before it removed the folder.
+        clear_after(output / FOLDER, job)
+        return stats
 
 
-def lend_a_hand(picture: SafePath, output: SafePath, wish: Wish, engine: Callable[[], Engine]) -> None:
-    """Take tiles of a mosaic that somebody else will put together, as long as there are any. As `mosaic`."""
-    _look_anew(picture, output)
+def help_with(
+    picture: SafePath, output: SafePath, options: MosaicOptions, engine: Callable[[], Engine]
+) -> None:
+    """Compute tiles of a mosaic whose outputs another process writes, until none is left.
+
+    The arguments and errors are those of `mosaic`.
+    """
+    _renew_roots(picture, output)
     with opened(picture) as source:
-        if _finished(output, job_of(picture, source, wish)) is not None:
+        if _finished(output, job_of(picture, source, options)) is not None:
             return
-        work, engine = Work(source, picture, wish, output / FOLDER, lambda _: None), _once(engine)
-        with contextlib.suppress(FileNotFoundError):  # it is finished
-            while work.take(engine) is Taken.TILE:
+        engine = _once(engine)
+        _check_texts(options, engine)
+        assembly = MosaicAssembly(source, picture, options, output / FOLDER, lambda _: None)
+        with contextlib.suppress(FileNotFoundError):  # another process has finished the mosaic
+            while assembly.take(engine) is Taken.TILE:
                 pass
 
 
-def _look_anew(*paths: SafePath) -> None:
-    """Use the folders that have the names now, and not those of an earlier call that have been renamed since."""
+def _renew_roots(*paths: SafePath) -> None:
+    """Open the folders that have these names now: those of an earlier call may be renamed."""
     for path in paths:
         path.root.renew()
 
 
-def _check_place(picture: SafePath, output: SafePath) -> None:
+def _check_texts(options: MosaicOptions, engine: Callable[[], Engine]) -> None:
+    """Raise PromptError for texts that the network cannot take, before anything is written."""
+    if options.concept:
+        engine().check_concept(options.concept)
+
+
+def _check_output(picture: SafePath, output: SafePath) -> None:
+    """Raise UsageError for an output folder that cannot be used."""
+    remedy = "choose another folder"
     try:
         str(output).encode()
     except UnicodeError:
         raise UsageError(
-            "its name is no UTF-8, and GDAL writes no other", place=shown(output), remedy="take another folder"
+            "its name is not valid UTF-8, which GDAL requires",
+            place=shown(output),
+            remedy=remedy,
         ) from None
     if not str(output).isprintable():
-        raise UsageError("its name holds line breaks or the like", place=shown(output), remedy="take another folder")
+        raise UsageError(
+            "its name contains line breaks or other control characters",
+            place=shown(output),
+            remedy=remedy,
+        )
     for name in (RASTER, GEOPACKAGE, GEOJSON, STATS):
         if exists(output / name) and os.path.samestat((output / name).lstat(), picture.lstat()):
-            raise UsageError(f"{name} would overwrite the picture", place=str(output), remedy="take another folder")
+            raise UsageError(
+                f"{name} would overwrite the picture", place=str(output), remedy=remedy
+            )
 
 
-def _made(work: Work, output: SafePath, engine: Callable[[], Engine]) -> dict[str, Any]:
-    while (taken := work.take(engine)) is not Taken.NONE:
+def _run(
+    assembly: MosaicAssembly, output: SafePath, engine: Callable[[], Engine]
+) -> dict[str, Any]:
+    """Compute the remaining tiles, then write the outputs, unless another process does."""
+    while (taken := assembly.take(engine)) is not Taken.NONE:
         if taken is Taken.WAIT:
             time.sleep(POLL_S)
-    state, seen, since = work.state, 0, time.monotonic()
+    tiles = assembly.tiles
+    last_heartbeat = 0
+    last_change = time.monotonic()
     while True:
-        with state.held(_END) as ours:
-            now, beaten = time.monotonic(), state.beaten_ns(_END)
-            if seen != beaten:
-                seen, since = beaten, now
-            if ours or now - since > LONG_S:  # whoever has it hangs; what we make lies beside
-                # whoever had it before has finished, or has ended before
-                whole = _finished(output, work.job) or _put_together(work, output, state.fresh(alone=ours))
-                state.clear()
-                return whole
+        with tiles.held(_END) as locked:
+            now = time.monotonic()
+            heartbeat = tiles.beaten_ns(_END)
+            if last_heartbeat != heartbeat:
+                last_heartbeat = heartbeat
+                last_change = now
+            # Without a heartbeat the holder of the lock hangs. The outputs are then written
+            # beside its own.
+            if locked or now - last_change > LONG_S:
+                # An earlier holder of the lock may have finished, or ended before that.
+                stats = _finished(output, assembly.job)
+                if not stats:
+                    stats = _write_outputs(assembly, output, tiles.fresh(alone=locked))
+                tiles.clear()
+                return stats
         time.sleep(POLL_S)
 
 
-def _put_together(work: Work, output: SafePath, made: SafePath) -> dict[str, Any]:
-    whole = work.put_together(made)
+def _write_outputs(
+    assembly: MosaicAssembly, output: SafePath, temporary: SafePath
+) -> dict[str, Any]:
+    """Write the outputs into a temporary folder and rename them to their final names."""
+    stats = assembly.write_outputs(temporary)
     for name in (RASTER, GEOPACKAGE, GEOJSON):
-        labels.put(made / name, output / name)
+        labels.replace_output(temporary / name, output / name)
     sync_folder(output)
-    write_whole(output / STATS, json.dumps(whole, indent=2).encode())
-    return whole
+    write_whole(output / STATS, json.dumps(stats, indent=2).encode())
+    return stats
 
 
 def _once(engine: Callable[[], Engine]) -> Callable[[], Engine]:
-    made: list[Engine] = []
+    """Return a function that calls `engine` at its first call only, and returns its engine."""
+    loaded: list[Engine] = []
 
     def get() -> Engine:
-        if not made:
-            made.append(engine())
-        return made[0]
+        if not loaded:
+            loaded.append(engine())
+        return loaded[0]
 
     return get
 
 
 def _finished(output: SafePath, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the content of stats.json if the mosaic of this job is finished, else None."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        found = read_json(output / STATS)
-        if isinstance(found, dict) and found.get("job") == job:
+        stats = read_json(output / STATS)
+        if isinstance(stats, dict) and stats.get("job") == job:
             complete = all((output / name).is_file() for name in (RASTER, GEOPACKAGE, GEOJSON))
-            return found if complete else None
+            return stats if complete else None
     return None

@@ -1,17 +1,17 @@
-"""Nuclio's entry point for a network elsewhere: requests go to the SAM server at `SAM_URI`, its answers back."""
+"""Nuclio's entry point that forwards requests to the SAM server at `SAM_URI`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sam_poll.cvat.remote import Remote
+from sam_poll.integrations.nuclio.proxy import Remote
 
 
 def init_context(context: Any) -> None:
-    """Reads the server's address."""
+    """Read the server's address."""
     context.user_data.remote = Remote.open(context.logger)
 
 
 def handler(context: Any, event: Any) -> Any:
-    """A request in, the server's answer out."""
+    """Return the server's answer to a request."""
     return context.user_data.remote.forward(context, event)

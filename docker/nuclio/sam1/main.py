@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sam_poll.cvat.nuclio import Service
+from sam_poll.integrations.nuclio.handler import Service
 
 
 def init_context(context: Any) -> None:
-    """Loads the network, once for each worker."""
+    """Load the network, once for each worker."""
     context.user_data.service = Service.open(context.logger)
 
 
 def handler(context: Any, event: Any) -> Any:
-    """A picture in, its embedding out."""
+    """Return a picture's embedding."""
     return context.user_data.service.embed(context, event)

@@ -1,0 +1,1 @@
+"""Commands that examine instead of predict: `check` (`validate`), `doctor` and `bench`."""

@@ -1,1 +1,0 @@
-"""Doors: where jobs come from and answers go."""

@@ -1,0 +1,1 @@
+"""Connect to a RabbitMQ server: `connection`."""
