@@ -504,15 +504,28 @@ def _reported_files(report: SafePath) -> list[str]:
 
 
 def _remove_claim(path: SafePath) -> None:
-    """Remove a claim's folder, which may be gone already. Raises OSError."""
+    """Remove a claim's folder, which may be gone already. Raises OSError.
+
+    A daemon that the claim was taken over from may move a file back into it at any time before the
+    folder is gone (`SafePath.rename`). The claim then keeps its marks, which say where that file
+    belongs.
+    """
     with contextlib.suppress(FileNotFoundError):
         try:
             path.rmdir()
         except OSError:  # it is not empty: marks, notes, what remains of annotations
-            for name in path.names():
-                if name.startswith("."):
-                    _remove(path / name)
-            path.rmdir()
+            names = path.names()
+            if not all(name.startswith(".") for name in names):
+                raise
+            for name in names:
+                _remove(path / name)
+            try:
+                path.rmdir()
+            except OSError:
+                for name in names:
+                    if name.startswith(ANSWERED) or name == SHARES_STEM:
+                        (path / name).touch()
+                raise
 
 
 def _remove(path: SafePath) -> None:

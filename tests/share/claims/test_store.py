@@ -457,6 +457,50 @@ def test_take_over_knows_that_a_prompt_was_answered(share: Share) -> None:
     assert (heir.answered, heir.suffix) == (True, "~7")
 
 
+@pytest.mark.parametrize("tries", [1, 2], ids=["before its marks are removed", "after that"])
+def test_picture_moved_back_while_its_claim_is_removed_still_goes_to_done(
+    tries: int, share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon believed dead moves an answered picture to `done/`, as the claim is taken over.
+
+    It finds out and moves the picture back, while its heir, which found the claim without files,
+    removes it.
+    """
+    share.pair("dog")
+    share.drop("dog.left.json", b"{}")
+    asleep, heir = claims_of(share, "asleep"), claims_of(share, "heir")
+    claim = asleep.take("dog.jpg", "dog.jpg", ["dog.json", "dog.left.json"])
+    assert claim
+    claim.suffix = "~7"
+    asleep.mark_answered(claim)
+    for prompt in ("dog.json", "dog.left.json"):
+        asleep.part(claim, prompt, "done", "~7")
+    Path(str(claim.path / "dog.jpg")).rename(share.done / "dog~7.jpg")
+    second = heir.take_over(found(share))
+    assert second
+    assert second.picture is None
+    rmdir, calls = os.rmdir, 0
+
+    def moved_back_before(name: str, **more: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == tries:
+            (share.done / "dog~7.jpg").rename(str(second.path / "dog.jpg"))
+        rmdir(name, **more)
+
+    monkeypatch.setattr(os, "rmdir", moved_back_before)
+    heir.close(second, "done", second.suffix)
+    monkeypatch.undo()
+    assert share.tree("done") == ["dog.left~7.json", "dog~7.json"]
+
+    third = heir.take_over(found(share))
+    assert third
+    assert (third.picture, third.answered, third.suffix) == ("dog.jpg", True, "~7")
+    heir.close(third, "done", third.suffix)
+    assert share.tree("done") == ["dog.left~7.json", "dog~7.jpg", "dog~7.json"]
+    assert not share.tree("work")
+
+
 def test_take_over_removes_what_a_dead_daemon_was_writing(share: Share) -> None:
     dead = taken(share, "dead")
     (dead.path / ".sam_poll-1-2-3.tmp").touch()
