@@ -52,10 +52,11 @@ def write_synced(path: SafePath, body: bytes) -> None:
     The old file is removed, never written into: it may be a link, or a second name of another file.
     """
     path.unlink(missing_ok=True)
-    _write_new(path, body)
+    write_new(path, body)
 
 
-def _write_new(path: SafePath, body: bytes) -> None:
+def write_new(path: SafePath, body: bytes) -> None:
+    """Write a new file, and flush it to disk. Raises FileExistsError where the name is taken."""
     with path.create() as file:
         file.write(body)
         file.flush()
@@ -75,7 +76,7 @@ class AtomicFiles:
 
     def write(self, path: SafePath, body: bytes) -> None:
         """Write a file under a temporary name, and flush it to disk."""
-        _write_new(self._temporary(path), body)
+        write_new(self._temporary(path), body)
 
     def take(self, path: SafePath, file: SafePath) -> None:
         """Add a copy of an existing file of the same file system, as a hard link where possible."""

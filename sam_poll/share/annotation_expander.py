@@ -67,9 +67,17 @@ class AnnotationExpander:
         if not exists(written) and not self._write_prompts(claim, name, written):
             return False
         self._finder.forget()
+        # Moved by a daemon that the claim is being taken over from, a complete prompt is as good
+        # as moved by its heir: none is moved back (`SafePath.rename`), which the heir might miss.
+        written = claim.outer.fenced(str(claim.hold)) / _PROMPTS
         moved = 0
         for rel in sorted(path for path, _ in walk(written)):
-            self._move_out(written / rel, claim.folder, rel)
+            try:
+                self._move_out(written / rel, claim.folder, rel)
+            except FileNotFoundError:
+                if exists(written / rel) or not exists(written):
+                    raise
+                continue  # the daemon that the claim was taken over from has moved it
             self._should_continue()
             moved += 1
         # The empty folders stay until the claim ends: without them, all prompts would be written

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
-from sam_poll.core.errors import ExitCode, PromptError
+from sam_poll.core.errors import ClaimLostError, ExitCode, PromptError
 from sam_poll.diagnostics.validate import check
 from sam_poll.integrations.cvat import import_prompts
 from sam_poll.share.annotation_expander import AnnotationExpander
@@ -321,6 +322,46 @@ def expand_alone(share: Share, name: str = "annotations.xml") -> str:
         )
     (made,) = (path for path in share.tree("input") if path.endswith(".json"))
     return made
+
+
+def test_no_prompt_is_lost_that_the_former_owner_moves_while_the_file_is_taken_over(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon believed dead has just moved a prompt to `in/`, as its heir looks for the rest."""
+    names = ("a.jpg", "b.jpg")
+    for name in names:
+        picture(share, name)
+    share.drop("annotations.xml", xml(*((name, BOXED) for name in names)))
+    asleep, heir = (ClaimStore(share.layout, who, lambda: None) for who in ("asleep", "heir"))
+    claim = asleep.take("annotations.xml", None, ["annotations.xml"])
+    assert claim
+    rename, expanded, awake = os.rename, Event(), Event()
+
+    def heirs_work() -> None:
+        (entry,) = heir.list_work().claims
+        taken = heir.take_over(entry)
+        assert taken
+        assert AnnotationExpander(share.layout).expand(taken, "annotations.xml")
+        expanded.set()
+        assert awake.wait(30)
+        heir.close(taken, "done", "")
+
+    thread = Thread(target=heirs_work)
+
+    def renaming(source: str, target: str, **folders: int) -> None:
+        rename(source, target, **folders)
+        if source == "a.annotations.json" and not thread.ident:
+            thread.start()
+            assert expanded.wait(30)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    with suppress(ClaimLostError, FileNotFoundError):
+        AnnotationExpander(share.layout).expand(claim, "annotations.xml")
+    awake.set()
+    thread.join(30)
+    assert share.tree("input") == ["a.annotations.json", "a.jpg", "b.annotations.json", "b.jpg"]
+    assert share.tree("done") == ["annotations.xml"]
+    assert share.tree("work") == []
 
 
 def test_a_copy_of_the_picture_that_is_named_in_done_is_as_good(share: Share) -> None:

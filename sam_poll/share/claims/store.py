@@ -28,6 +28,7 @@ from sam_poll.core.files import (
     rename,
     sync_folder,
     with_suffix,
+    write_new,
     write_synced,
 )
 from sam_poll.core.safe_path import SafePath
@@ -325,9 +326,17 @@ class ClaimStore:
         return free_suffix([root / claim.folder / name for name in names], is_taken)
 
     def write_report(self, claim: Claim, text: bytes) -> None:
-        """Write the report on the files that go to `failed` next into the claim."""
+        """Write the report on the files that go to `failed` next into the claim.
+
+        An existing one is replaced only while the claim is this daemon's: it may be that of a
+        daemon that has just taken the claim over.
+        """
+        path = claim.path / REPORT
         try:
-            write_synced(claim.path / REPORT, text)
+            write_new(path, text)
+        except FileExistsError:
+            self.alive(claim)
+            write_synced(path, text)
         except FileNotFoundError:
             self.alive(claim)
             raise
@@ -358,7 +367,8 @@ class ClaimStore:
         """Move one prompt out of a claim that goes on; that move ends its job. Raises OSError."""
         with claim.lock:
             self._leave(claim, prompt, place, suffix)
-            self._carry_report(claim)
+            if place == "failed":
+                self._carry_report(claim)
             self._sync(claim, place)
             claim.prompts.discard(prompt)
 
@@ -386,8 +396,10 @@ class ClaimStore:
                     self._note_over(claim, place, suffix)
             for name in names:
                 self._move_out(claim, name, place, suffix)
-            self._carry_report(claim)
-            self._sync(claim, claim.hold.place or place)
+            place = claim.hold.place or place
+            if place == "failed":  # else a daemon that it was taken over from wrote it, too late
+                self._carry_report(claim)
+            self._sync(claim, place)
             claim.over = True
             self._drop(claim.outer, claim.path)
 

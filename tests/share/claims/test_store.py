@@ -309,6 +309,47 @@ def test_take_over_goes_on_when_the_report_goes_while_it_is_read(
     assert claims_of(share, "heir").take_over(found(share))
 
 
+def test_report_of_an_heir_is_not_replaced_by_one_that_the_former_owner_is_writing(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep, heir = claims_of(share, "asleep"), claims_of(share, "heir")
+    claim, entry = taken(share, "asleep"), found(share)
+    heirs: list[Claim] = []
+
+    def as_before(really: Callable[..., object]) -> Callable[..., object]:
+        def call(name: str, *args: object, **more: object) -> object:
+            if name == ".report" and not heirs:
+                monkeypatch.undo()
+                second = heir.take_over(entry)
+                assert second
+                heirs.append(second)
+                heir.write_report(second, b'{"files": ["dog.json"], "reason": "heir"}')
+            return really(name, *args, **more)
+
+        return call
+
+    monkeypatch.setattr(os, "open", as_before(os.open))
+    monkeypatch.setattr(os, "unlink", as_before(os.unlink))
+    with pytest.raises(ClaimLostError):
+        asleep.write_report(claim, b'{"files": ["dog.json"], "reason": "asleep"}')
+    heir.close(heirs[0], "failed", "")
+    assert share.error("dog")["reason"] == "heir"
+
+
+def test_report_that_comes_from_a_former_owner_is_not_put_beside_an_answered_job(
+    share: Share,
+) -> None:
+    taken(share, "asleep")
+    heir = claims_of(share, "heir")
+    claim = heir.take_over(found(share))
+    assert claim
+    (claim.path / ".report").path.write_text('{"files": ["dog.json"]}')
+    heir.close(claim, "done", "")
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
+    assert share.tree("failed") == []
+    assert share.tree("work") == []
+
+
 def test_prompt_moved_back_during_a_take_over_is_not_put_away_without_its_report(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
