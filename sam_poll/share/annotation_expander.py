@@ -67,9 +67,7 @@ class AnnotationExpander:
         if not exists(written) and not self._write_prompts(claim, name, written):
             return False
         self._finder.forget()
-        # Moved by a daemon that the claim is being taken over from, a complete prompt is as good
-        # as moved by its heir: none is moved back (`SafePath.rename`), which the heir might miss.
-        written = claim.outer.fenced(str(claim.hold)) / _PROMPTS
+        written = claim.shared_path / _PROMPTS
         moved = 0
         for rel in sorted(path for path, _ in walk(written)):
             try:

@@ -131,6 +131,15 @@ class Claim:
         """Return the directory that contains its files now."""
         return self.outer.fenced(str(self.hold), exclusive=self.hold.place is None)
 
+    @property
+    def shared_path(self) -> SafePath:
+        """Return the same directory, for files that a former owner may move out of it as well.
+
+        What that owner has moved just after the claim was taken over is not moved back
+        (`SafePath.rename`): its heir, which might miss it, has no other use for it.
+        """
+        return self.outer.fenced(str(self.hold))
+
     def below(self, name: str) -> str:
         """Return a file's path relative to `in/`, `done/` and the other folders."""
         return f"{self.folder}/{name}" if self.folder else name

@@ -342,7 +342,7 @@ class ClaimStore:
             raise
 
     def _carry_report(self, claim: Claim) -> None:
-        source, folder = claim.path / REPORT, self._layout.failed / claim.folder
+        source, folder = claim.shared_path / REPORT, self._layout.failed / claim.folder
         name = report_name(folder, _reported_files(source)) if exists(source) else None
         if name:
             with contextlib.suppress(FileNotFoundError):

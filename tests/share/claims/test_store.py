@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import string
@@ -334,6 +335,35 @@ def test_report_of_an_heir_is_not_replaced_by_one_that_the_former_owner_is_writi
         asleep.write_report(claim, b'{"files": ["dog.json"], "reason": "asleep"}')
     heir.close(heirs[0], "failed", "")
     assert share.error("dog")["reason"] == "heir"
+
+
+def test_report_that_the_former_owner_moves_during_a_take_over_stays_with_its_file(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon believed dead has moved a rejected prompt away, and then just its report."""
+    share.drop("dog.json", b"{}")
+    asleep, heir = claims_of(share, "asleep"), claims_of(share, "heir")
+    claim = asleep.take("dog.json", None, ["dog.json"])
+    assert claim
+    asleep.write_report(claim, b'{"files": ["dog.json"], "reason": "asleep"}')
+    entry, rename = found(share), os.rename
+    heirs: list[Claim] = []
+
+    def renaming(source: str, target: str, **folders: int) -> None:
+        rename(source, target, **folders)
+        if source == ".report" and not heirs:
+            second = heir.take_over(entry)
+            assert second
+            heirs.append(second)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    with contextlib.suppress(ClaimLostError):
+        asleep.close(claim, "failed", "")
+    monkeypatch.undo()
+    heir.close(heirs[0], "input", "")
+    assert share.error("dog")["reason"] == "asleep"
+    assert share.tree("failed") == ["dog.error.json", "dog.json"]
+    assert share.tree("work") == share.tree("input") == []
 
 
 def test_report_that_comes_from_a_former_owner_is_not_put_beside_an_answered_job(
