@@ -147,6 +147,7 @@ class MosaicPieces:
         # Whether the marker file ADVANCED is written; a helper does not write it.
         self._advanced = job.is_helper
         self.found = 0
+        self._outputs_lock = ExitStack()
         options = MosaicOptions(
             request.tile,
             request.padding,
@@ -198,14 +199,18 @@ class MosaicPieces:
         return taken is Taken.TILE
 
     def documents(self) -> Sequence[OutputFile]:
-        """Write the outputs and return them: files in the scratch folder, and stats.json."""
+        """Write the outputs and return them: files in the scratch folder, and stats.json.
+
+        The files are safe from other processes until `close`. Call it once.
+        """
         tiles = self._assembly.tiles
         try:
             # Another process may hold this lock: one that has lost the job and has not noticed it,
-            # or that hangs. The outputs are then written beside its own.
-            with tiles.held("end") as locked:
-                folder = tiles.fresh(alone=locked)
-                stats = self._assembly.write_outputs(folder)
+            # or that hangs. The outputs are then written beside its own. Released before they are
+            # delivered, it would be got by such a process, which would remove them.
+            locked = self._outputs_lock.enter_context(tiles.held("end"))
+            folder = tiles.fresh(alone=locked)
+            stats = self._assembly.write_outputs(folder)
         except FileNotFoundError as error:
             raise _scratch_removed(error) from error
         self.found = stats["labels"]
@@ -219,7 +224,11 @@ class MosaicPieces:
         ]
 
     def close(self) -> None:
-        """Close the picture. It may be called from any thread, and more than once."""
+        """Close the picture, and let other processes remove the outputs.
+
+        It may be called from any thread, and more than once.
+        """
+        self._outputs_lock.close()
         source, self._source = self._source, None
         if source:
             source.close()

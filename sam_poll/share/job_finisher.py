@@ -64,9 +64,13 @@ class JobFinisher:
     # ── answered, rejected ──
 
     def deliver(self, job: Job, documents: Sequence[OutputFile]) -> None:
-        """Write the outputs, then move the inputs to `done/`. OSError: call again."""
+        """Write the outputs, then move the inputs to `done/`. OSError: call again.
+
+        Where outputs that are files have been removed, the job is put back to begin again.
+        """
         active_job: ActiveJob = job.source_ref
         claim = active_job.claim
+        self._check_files(active_job, documents)
         base = self._layout.output / job.id
         # The outputs are written in the claim: only its owner can rename them from there to `out/`,
         # and an interrupted write leaves nothing behind.
@@ -91,6 +95,21 @@ class JobFinisher:
                 self._active.end(active_job, "done")
         self._workspace.remove(job)
         self._ended(active_job)
+
+    def _check_files(self, active_job: ActiveJob, documents: Sequence[OutputFile]) -> None:
+        """Put a job back, and raise PutOffError, where one of its output files is missing.
+
+        By hand, or by a daemon that does not know yet that it has lost the job: calling again would
+        not help.
+        """
+        gone = [document.file for document in documents if document.file]
+        gone = [file for file in gone if not exists(file)]
+        if gone:
+            self.put_back(active_job)
+            raise PutOffError(
+                "its outputs were removed before they could be delivered; the job begins again",
+                place=shown(gone[0]),
+            )
 
     def reject(self, job: Job, error: SamPollError) -> None:
         """Move the unchanged inputs to `failed/`, with `<id>.error.json` beside them.

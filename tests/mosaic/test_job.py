@@ -280,6 +280,30 @@ def test_abandoned_tiles_are_removed(share: Share, eyes: Eyes) -> None:
         wait_until(lambda: not kept(share))
 
 
+def test_former_owner_of_a_mosaic_does_not_remove_the_outputs_of_its_heir(share: Share) -> None:
+    """It may be late: it puts the tiles together while its heir delivers what it has put together.
+
+    What the heir has written goes when it has closed the mosaic.
+    """
+    drop_mosaic(share)
+    with source(share, once=True) as opened:
+        mosaic_job = next(opened.jobs(threading.Event()))
+        engine = FakeEngine()
+        heir, late = (jobs.begin(mosaic_job, lambda: None, model="fake") for _ in range(2))
+        while heir.take(engine):
+            pass
+        of_heir = [output.file for output in heir.documents() if output.file]
+        of_late = [output.file for output in late.documents() if output.file]
+        late.close()
+        assert all(file.is_file() for file in of_heir)
+        heir.close()
+        third = jobs.begin(mosaic_job, lambda: None, model="fake")
+        assert all(output.file.is_file() for output in third.documents() if output.file)
+        third.close()
+        assert not any(file.is_file() for file in (*of_heir, *of_late))
+        opened.requeue(mosaic_job)
+
+
 def test_outputs_that_cannot_be_written_are_retried(
     share: Share, eyes: Eyes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from sam_poll.core.alarms import Alarms
-from sam_poll.core.errors import ClaimLostError, IncompleteFileError, InputError
+from sam_poll.core.errors import ClaimLostError, IncompleteFileError, InputError, PutOffError
 from sam_poll.core.files import AtomicFiles
+from sam_poll.core.types import OutputFile
 from sam_poll.imaging import source_file
 from sam_poll.share.claims.model import list_work
 from sam_poll.share.claims.store import ClaimStore
@@ -148,6 +149,20 @@ def test_the_previous_owner_of_a_claim_gets_an_error_and_changes_nothing(
         assert list(share.output.iterdir()) == []
         heir.close(claim, "input", "")
         source.deliver(next_job(), ANSWER)  # the source goes on
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
+
+
+def test_a_job_whose_output_files_were_removed_begins_again(share: Share) -> None:
+    share.pair("dog")
+    with open_source(share) as source, next_job_of(source) as next_job:
+        made = share.layout.work / ".made.tif"
+        answer = [OutputFile(".tif", "image/tiff", b"", made)]
+        with pytest.raises(PutOffError, match="begins again"):
+            source.deliver(next_job(), answer)
+        assert not source._alarms.active()
+        made.path.write_bytes(b"answer")
+        source.deliver(next_job(), answer)
+    assert share.tree("output") == ["dog.tif"]
     assert share.tree("done") == ["dog.jpg", "dog.json"]
 
 
