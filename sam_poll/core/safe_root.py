@@ -172,7 +172,8 @@ class Root:
 
     def device(self) -> int:
         """Return the number of the device that the directory is on. Raises OSError."""
-        return os.fstat(self.handle().fd).st_dev
+        handle = self.handle()  # the reference keeps it open
+        return os.fstat(handle.fd).st_dev
 
     def refresh(self) -> None:
         """Use from now on what has been mounted or created in the directory's place meanwhile.

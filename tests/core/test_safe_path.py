@@ -470,6 +470,19 @@ def test_many_threads_may_use_one_root(root: SafePath) -> None:
     assert not errors
 
 
+def test_a_roots_device_is_known_while_another_thread_renews_its_handle(
+    root: SafePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fstat = os.fstat
+
+    def renewed_before(fd: int) -> os.stat_result:
+        root.root.renew()
+        return fstat(fd)
+
+    monkeypatch.setattr(os, "fstat", renewed_before)
+    assert root.root.device() == root.path.stat().st_dev
+
+
 def test_a_folder_that_turns_into_a_link_and_back_never_leads_out(
     root: SafePath, outside: Path
 ) -> None:
