@@ -91,7 +91,7 @@ chaos: $(READY) ## daemons are killed, frozen and starved for half an hour; noth
 		$(BIN)/python -m tools.chaos_sweep --blow $$blow --after || exit 1; done
 	@$(BIN)/python -m tools.chaos_scenarios
 	@$(BIN)/python -m tools.chaos_cluster
-	@SAM_POLL_SWEEP=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/end_to_end/test_mosaic_crashes.py
+	@SAM_POLL_SWEEP=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/end_to_end/test_crashes.py tests/end_to_end/test_mosaic_crashes.py
 
 # Further flags: make torture TORTURE='--root /tmp --root overlay:/var/tmp --without foreign'
 torture: $(READY) ## writers, users who plant links and junk, and kills, for TORTURE_MINUTES; nothing may be lost or touched

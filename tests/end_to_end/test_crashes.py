@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sam_poll.share import source as folder
+from sam_poll.share.claims.liveness import LivenessTracker
 from tests.conftest import BOX, Share, picture_bytes
-from tests.support.crashes import PROCESSES, OthersLookDead, before_step, picture_of
+from tests.support.crashes import (
+    PARTS,
+    PROCESSES,
+    OthersLookDead,
+    before_step,
+    parts,
+    picture_of,
+)
 from tests.support.dropped_annotations import BOXED, xml
 from tests.support.rough_masks import mask_bytes
 
@@ -134,3 +144,43 @@ def test_a_daemon_may_sleep_before_any_step_while_another_one_does_its_work(
         share.run_once(rescan_s=0.2)
         assert picture_of(share) == seen, f"after sleeping before step {number}"
     assert slept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", parts(5))
+def test_a_daemon_may_be_taken_for_dead_at_any_step_and_go_on(
+    part: int,
+    expected: tuple[dict[str, object], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both work at the same time, and change places as often as threads can."""
+    seen, steps = expected
+    heirs: set[threading.Thread] = set()
+    work: list[Future[None]] = []
+
+    class OthersLookDeadToHeirs(LivenessTracker):
+        def dead(self, worker: str, now: float) -> bool:
+            return super().dead(worker, now) or threading.current_thread() in heirs
+
+    def inherit() -> None:
+        heirs.add(threading.current_thread())
+        share.run_once(attempts=1000, rescan_s=0.2)
+
+    monkeypatch.setattr(folder, "LivenessTracker", OthersLookDeadToHeirs)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for number in range(part, steps, PARTS):
+            share = Share(tmp_path / f"{number}" / "share")
+            fill(share)
+            with ThreadPoolExecutor() as pool:
+                with before_step(number, lambda: work.append(pool.submit(inherit))):
+                    share.run_once(attempts=1000, rescan_s=0.2)
+                for each in work:
+                    each.result()
+            share.run_once(rescan_s=0.2)
+            assert picture_of(share) == seen, f"after another one began before step {number}"
+    finally:
+        sys.setswitchinterval(interval)
+    assert heirs

@@ -8,7 +8,6 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,14 @@ from sam_poll.share.mount_check import PROBE
 from sam_poll.share.source import FolderSource
 from tests.conftest import BOX, Share
 from tests.support import crashes
-from tests.support.crashes import PROCESSES, OthersLookDead, before_step, picture_of
+from tests.support.crashes import (
+    PARTS,
+    PROCESSES,
+    OthersLookDead,
+    before_step,
+    parts,
+    picture_of,
+)
 from tests.support.mosaic_jobs import NAMES
 from tools import mosaics
 
@@ -43,12 +49,6 @@ ASKED = {
     "stability": 0.5,
 }
 STEPS = (*crashes.STEPS, "fsync")
-PARTS = 8
-
-
-def parts(one: int) -> Iterable[int]:
-    """One in eight steps for each change of the code; all of them in `make chaos`."""
-    return range(PARTS) if os.environ.get("SAM_POLL_SWEEP") == "all" else [one]
 
 
 @pytest.fixture(autouse=True)

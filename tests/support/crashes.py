@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from sam_poll.share.claims import liveness
@@ -17,7 +17,13 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.end_to_end.test_crashes"])
 
 
+PARTS = 8
 STEPS = ("rename", "replace", "mkdir", "rmdir", "unlink", "link", "utime")
+
+
+def parts(one: int) -> Iterable[int]:
+    """One in eight steps for each change of the code; all of them in `make chaos`."""
+    return range(PARTS) if os.environ.get("SAM_POLL_SWEEP") == "all" else [one]
 
 
 class OthersLookDead(liveness.LivenessTracker):
