@@ -44,9 +44,12 @@ def redis_only(tmp_path: Path) -> Iterator[redis_server.Server]:
 
 
 @pytest.fixture(params=BROKERS)
-def server(request: pytest.FixtureRequest) -> Any:
+def server(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A server of either kind. Each share has queues of its own, so that one may be shared."""
-    return request.getfixturevalue("redis_only" if request.param == "redis" else "rabbit")
+    made = request.getfixturevalue("redis_only" if request.param == "redis" else "rabbit")
+    yield made
+    if isinstance(made, RabbitServer) and not made.is_running:  # a test that failed has killed it
+        made.start()
 
 
 def connect(server: Any, telemetry: Telemetry | None = None, middleware: Any = ()) -> CheckedBroker:

@@ -73,6 +73,10 @@ class RabbitServer:
         assert self._process.poll() is None, said[-2000:]
         return "completed with" in said
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """End the server as `kill -9` does."""
         if self._process:

@@ -363,6 +363,7 @@ def test_unreachable_broker_raises_an_alarm_and_stops_claiming(share: Share, ser
     with both(share, server) as (one, other):
         server.kill()
         wait_until(lambda: one.alarms and other.alarms)
+        wait_until(lambda: all(outbox.is_full for outbox in one.source.outboxes.values()))
         move_in(share, "late")
         scans = one.source.scans
         wait_until(lambda: one.source.scans > scans + 2)
