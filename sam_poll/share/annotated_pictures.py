@@ -9,7 +9,7 @@ from sam_poll.core.errors import PromptError
 from sam_poll.core.files import NOT_THERE, exists, same_content
 from sam_poll.core.safe_path import SafePath
 from sam_poll.prompts.importers.common import image_place
-from sam_poll.share.claims.model import claim_name
+from sam_poll.share.claims.model import claim_folder
 from sam_poll.share.layout import Layout
 
 
@@ -73,9 +73,9 @@ class PictureFinder:
         """Return the place of a picture that is not yet answered: in `in/` or in a claim."""
         if self.lies_in(self._layout.input, rel):
             return self._layout.input / rel
-        folder, name = posixpath.split(rel)
+        name = posixpath.basename(rel)
         try:
-            outer = self._layout.work / folder / claim_name(name)
+            outer = claim_folder(self._layout.work, rel)
             claims = [outer / inner for inner in outer.names()]
         except OSError as error:
             if error.errno not in NOT_THERE:

@@ -65,12 +65,8 @@ class JobClaimer:
         """
         try:
             jobs = self._factory.resume(entry, handed=handed)
-            if not jobs and any(
-                self._active.left_behind(other) for other in claims_in(entry.folder, entry.outer)
-            ):
-                raise OSError(
-                    errno.ENOTEMPTY, "a claim that has ended cannot be removed", str(entry.outer)
-                )
+            if not jobs:
+                self._check_removed(entry)
         except ClaimLostError as error:
             _log_lost(error)
             return []
@@ -82,6 +78,24 @@ class JobClaimer:
         if not jobs:
             self._holds.ended(entry.outer)
         return jobs
+
+    def _check_removed(self, entry: ClaimEntry) -> None:
+        """Raise OSError where a claim that has ended is still there.
+
+        It is not an error where files are in it: the daemon that it was taken over from has just
+        moved them there, and the next scan moves them out.
+        """
+        left = [
+            other
+            for other in claims_in(entry.folder, entry.outer)
+            if self._active.left_behind(other)
+        ]
+        if any(other.has_files() for other in left):
+            self._wake()
+        elif left:
+            raise OSError(
+                errno.ENOTEMPTY, "a claim that has ended cannot be removed", str(entry.outer)
+            )
 
     def failing_folders_last(self, groups: list[list[PendingJob]]) -> Iterator[list[PendingJob]]:
         """Yield groups to claim; those of folders where several claims have failed come last.

@@ -9,14 +9,13 @@ from contextlib import contextmanager, suppress
 from loguru import logger
 
 from sam_poll.core.errors import ClaimLostError, PoisonError, PromptError
-from sam_poll.core.safe_path import SafePath
 from sam_poll.core.text import shown
 from sam_poll.core.types import Job
 from sam_poll.prompts.mask_files import is_mask_file
 from sam_poll.share.annotation_expander import AnnotationExpander
 from sam_poll.share.annotation_reader import check_complete
 from sam_poll.share.claims.deferrals import decode_note
-from sam_poll.share.claims.model import Claim, ClaimEntry, claim_name
+from sam_poll.share.claims.model import Claim, ClaimEntry, claim_folder
 from sam_poll.share.claims.store import PATH_ERRORS
 from sam_poll.share.context import ShareContext
 from sam_poll.share.intake.stat_cache import file_signature
@@ -65,7 +64,7 @@ class JobFactory:
         if self._layout.is_annotations(group[0].prompt or ""):
             return self._claim_annotations(group[0])
         picture = group[0].picture
-        claim = self._active.get(self._outer(picture)) if picture else None
+        claim = self._active.get(claim_folder(self._layout.work, picture)) if picture else None
         reads = self._limit_mosaics(
             [read for pending in group if (read := self._reader.read(pending, claim))]
         )
@@ -341,10 +340,6 @@ class JobFactory:
             place=shown(claim.picture or min(claim.prompts, default="")),
             remedy="check the picture and the daemon's log; `sam-poll retry` runs the job again",
         )
-
-    def _outer(self, rel: str) -> SafePath:
-        folder, _, name = rel.rpartition("/")
-        return self._layout.work / folder / claim_name(name)
 
 
 def _pending(read: ReadPrompt) -> PendingJob:

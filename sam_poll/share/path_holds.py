@@ -22,7 +22,7 @@ from loguru import logger
 
 from sam_poll.core.safe_path import SafePath
 from sam_poll.core.text import shown
-from sam_poll.share.claims.model import ClaimEntry
+from sam_poll.share.claims.model import ClaimEntry, claim_folder
 from sam_poll.share.intake.stat_cache import NEVER
 from sam_poll.share.layout import Layout
 from sam_poll.share.path_errors import FOLDER_ERRORS, PathErrorClassifier, path_remedy, write_error
@@ -105,10 +105,19 @@ class PathHolds:
 
     def blocks_claim(self, entry: ClaimEntry) -> bool:
         """Return whether a claim is held, or its answers could not be put away."""
-        if _key(entry.outer) in self._blocking:
+        return self._blocks_claim(entry.outer, entry.folder)
+
+    def blocks_claim_of(self, path: str) -> bool:
+        """Return whether this is so of the claim that is made for a file below `in/`."""
+        return bool(self._blocking) and self._blocks_claim(
+            claim_folder(self._layout.work, path), os.path.dirname(path)
+        )
+
+    def _blocks_claim(self, outer: SafePath, folder: str) -> bool:
+        if _key(outer) in self._blocking:
             return True
         return bool(self._undeliverable) and any(
-            up in self._undeliverable for up in _upwards(entry.folder)
+            up in self._undeliverable for up in _upwards(folder)
         )
 
     def blocks_stray(self, path: str) -> bool:

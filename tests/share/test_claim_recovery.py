@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +17,15 @@ from sam_poll.share.claims.model import list_work
 from sam_poll.share.folder_options import FolderOptions
 from sam_poll.share.mount_check import SENTINEL
 from sam_poll.share.source import FolderSource
-from tests.conftest import Daemon, Share, wait_until
-from tests.support.share_sources import ANSWER, ELSEWHERE, claim_left_by, next_job_of, open_source
+from tests.conftest import BOX, Daemon, Share, picture_bytes, wait_until
+from tests.support.share_sources import (
+    ANSWER,
+    ELSEWHERE,
+    claim_left_by,
+    let_others_look_dead,
+    next_job_of,
+    open_source,
+)
 from tests.support.trees import trees
 
 
@@ -51,6 +61,66 @@ def test_jobs_of_a_daemon_on_another_machine_are_taken_over_after_a_lease(
         source._recovery.survey(now=6001.0)
         assert [found.label for found in source._recovery.abandoned] == ["dog.jpg"]
         assert source.orphans == 1
+
+
+def drained(share: Share, **options: Any) -> int:
+    """Drain the share, within at most 30 s, and return how many paths could not be used."""
+    stop = threading.Event()
+    alarm = threading.Timer(30, stop.set)
+    alarm.start()
+    with open_source(share, once=True, **options) as source:
+        for job in source.jobs(stop):
+            source.deliver(job, ANSWER)
+        alarm.cancel()
+        assert not stop.is_set(), "it goes on for ever"
+        return source.held
+
+
+def test_once_ends_although_prompts_wait_for_a_claim_that_cannot_be_removed(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share.drop("dog.json", BOX)
+    share.pair("good", seed=2)
+    claim = claim_left_by(share, ELSEWHERE, "dog.jpg")
+    let_others_look_dead(monkeypatch)
+    rmdir = os.rmdir
+
+    def mounted(name: str, *args: Any, **more: Any) -> None:
+        if name.startswith("g2."):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rmdir(name, *args, **more)
+
+    monkeypatch.setattr(os, "rmdir", mounted)
+    assert drained(share) == 1
+    assert share.tree("input") == ["dog.json"]
+    assert share.tree("done") == ["good.jpg", "good.json"]
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert drained(share) == 0
+    assert not claim.parent.exists()
+
+
+def test_a_file_that_comes_into_a_claim_while_it_is_removed_is_moved_on_by_the_next_scan(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon that it was taken over from has just moved it back; no path is at fault."""
+    share.drop("dog.jpg", picture_bytes())
+    share.drop("dog.json", BOX)
+    claim = claim_left_by(share, ELSEWHERE, "dog.jpg", hold="g1.a1.n2")
+    (claim / "dog.jpg").rename(share.root / "dog.jpg")
+    let_others_look_dead(monkeypatch)
+    rmdir = os.rmdir
+
+    def moved_back_before(name: str, *args: Any, **more: Any) -> None:
+        (heirs,) = claim.parent.iterdir()
+        if (share.root / "dog.jpg").exists():
+            (share.root / "dog.jpg").rename(heirs / "dog.jpg")
+        monkeypatch.setattr(os, "rmdir", rmdir)
+        rmdir(name, *args, **more)
+
+    monkeypatch.setattr(os, "rmdir", moved_back_before)
+    assert drained(share) == 0
+    assert share.tree("done") == ["dog.jpg", "dog.json"]
+    assert share.tree("input") == share.tree("work") == []
 
 
 def test_several_daemons_drain_one_share_together_and_answer_each_pair_once(share: Share) -> None:

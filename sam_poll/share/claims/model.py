@@ -88,6 +88,13 @@ class ClaimEntry:
         """Return the directory that contains the claim's files."""
         return self.outer.fenced(str(self.hold))
 
+    def has_files(self) -> bool:
+        """Return whether files of jobs are in the claim. Raises OSError but for "not there"."""
+        try:
+            return any(not name.startswith(".") for name in self.path.names())
+        except FileNotFoundError:
+            return False
+
     @property
     def label(self) -> str:
         """Return the picture (or lone prompt) it was made for, relative to `in/`.
@@ -261,6 +268,12 @@ def _is_file_name(part: str) -> bool:
     except UnicodeEncodeError:  # half a surrogate pair, which no file name decodes to
         return False
     return 0 < length <= NAME_MAX and part not in (".", "..") and "\0" not in part
+
+
+def claim_folder(work: SafePath, rel: str) -> SafePath:
+    """Return the directory with the name of the claim that is made for a file below `in/`."""
+    folder, _, name = rel.rpartition("/")
+    return work / folder / claim_name(name)
 
 
 def claim_name(name: str) -> str:

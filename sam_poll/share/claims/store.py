@@ -38,7 +38,7 @@ from sam_poll.share.claims.model import (
     ClaimEntry,
     ClaimState,
     WorkListing,
-    claim_name,
+    claim_folder,
     claims_in,
     list_work,
 )
@@ -116,8 +116,8 @@ class ClaimStore:
         Raises OSError that names the file that could not be moved, or what is in the place of the
         claim. The files are then back in `in/`, as far as they could be moved.
         """
-        folder, _, name = label.rpartition("/")
-        outer = self._layout.work / folder / claim_name(name)
+        folder = label.rpartition("/")[0]
+        outer = claim_folder(self._layout.work, label)
         if not _make(outer):
             self._check_place(outer)
             return None

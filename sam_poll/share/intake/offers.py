@@ -30,6 +30,13 @@ class Offers:
         """
         return not self._deferred.defers(job, now) and not self._path_holds.blocks(*paths)
 
+    def awaits_claim(self, picture: str) -> bool:
+        """Return whether the prompts of a picture that is claimed elsewhere may soon be offered.
+
+        Not as long as its claim cannot be used: the end of that hold causes a scan.
+        """
+        return not self._path_holds.blocks_claim_of(picture)
+
     def pair(self, prompt: str, picture: str, suffix: str | None = None) -> PendingJob:
         """Offer a prompt and its picture; see `PendingJob` for one that is not in `in/`."""
         files = [prompt, picture] if picture in self._names.pictures else [prompt]

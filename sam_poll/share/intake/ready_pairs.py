@@ -66,7 +66,7 @@ class ReadyPairs:
                 # Both are requested, because a file's time begins with the first look at it.
                 if ready or not self._files.out_of_time:
                     ready = settled(picture) and ready
-            elif elsewhere:
+            elif elsewhere and self._offers.awaits_claim(picture):
                 self._next_scan.no_later_than(now + self._options.rescan_s)
             if not ready or prompt in early:
                 continue
