@@ -1,7 +1,7 @@
 """Which paths an audit event of Python is about, also where a file is named relative to a folder's
 descriptor.
 
-Limitations: a folder that was moved after it was opened is told by its new name.
+Limitations: a folder that was moved after it was opened appears under its new name.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def _name(name: str, fingerprint: str, side: int, precision: str) -> str:
     if precision == "bfloat16" and "BF16" not in abilities():
         raise ConversionError("this CPU does not compute in bfloat16")
     cpu = f"{import_openvino().Core().get_property('CPU', 'FULL_DEVICE_NAME')} {abilities()}"
-    # Each user has conversions of their own: nobody loads what another has compiled.
+    # Each user has conversions of their own: no user loads what another has compiled.
     others = f"{fingerprint} {cpu} {version('openvino')} {__version__} {os.geteuid()}"
     readable = re.sub(r"[^\w.+-]", "_", name)[:64]
     key = hashlib.sha256(others.encode()).hexdigest()[:32]

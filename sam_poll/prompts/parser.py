@@ -519,7 +519,7 @@ def _box_outside(box: Box, size: Size, loc: Loc) -> Iterator[ValidationIssue]:
         )
     elif box.x1 <= 0 or box.y1 <= 0 or box.x0 >= size.width or box.y0 >= size.height:
         yield ValidationIssue(
-            loc, f"lies beside the picture, which is {size.width}×{size.height}", _PIXELS
+            loc, f"is beside the picture, which is {size.width}×{size.height}", _PIXELS
         )
 
 
@@ -559,7 +559,7 @@ def _shape_outside(
 
 
 def _outside(loc: Loc, value: float, size: Size) -> ValidationIssue:
-    reason = f"{value:g} lies outside the picture, which is {size.width}×{size.height}"
+    reason = f"{value:g} is outside the picture, which is {size.width}×{size.height}"
     return ValidationIssue(loc, reason, _PIXELS)
 
 

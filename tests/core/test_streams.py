@@ -239,7 +239,7 @@ def odd(tmp_path: Path, picture: Path) -> Path:
         ("dog.jpg --prompt bad.json -o o", "error: bad.json: line 1", 3),
         (
             "dog.jpg --prompt far.json -o o",
-            "error: dog.jpg: box.x0: 900 lies outside the picture",
+            "error: dog.jpg: box.x0: 900 is outside the picture",
             3,
         ),
         ("dog.jpg --box 1,1,5 -o o", "error: --box 1,1,5: not the expected numbers", 2),

@@ -239,8 +239,8 @@ def test_a_rough_shape_gets_the_box_around_it_unless_it_has_one() -> None:
 @pytest.mark.parametrize(
     ("shape", "where", "reason"),
     [
-        (Polygon(((5, 1), (9, 4), (2, 580))), "polygon[2][1]", "580 lies outside the picture"),
-        (Polygon(((-50, 1), (-20, 4), (-30, 80))), "polygon", "lies beside the picture"),
+        (Polygon(((5, 1), (9, 4), (2, 580))), "polygon[2][1]", "580 is outside the picture"),
+        (Polygon(((-50, 1), (-20, 4), (-30, 80))), "polygon", "is beside the picture"),
         (Polygon(((0.1, 0.2), (0.5, 0.3), (0.4, 0.9))), "polygon", "normalised coordinates"),
         (RunLengths(Size(480, 640), (0, 480 * 640)), "mask.size", "the mask is 480×640"),
         (RunLengths(Size(10**12, 10**12), (0, 10**24)), "mask.size", "but the picture is 640×480"),

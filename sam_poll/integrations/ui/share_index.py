@@ -2,7 +2,7 @@
 
 A thread reads the share and publishes a `ShareView`, which never changes; pages show what the last
 one says, and cost no access to the share. The thread rests several times as long as it has worked,
-and altogether while nobody looks.
+and altogether while no page is open.
 
 Limitations: a view is some seconds old, on a share with hundreds of thousands of files up to a
 minute.

@@ -50,7 +50,7 @@ def number(value: object, place: str) -> float:
         )
     if not abs(result) <= MAX_VALUE:
         raise PromptError(
-            f"lies beyond ±{MAX_VALUE:,.0f}, outside any picture", place=place, remedy=NUMBERS
+            f"is beyond ±{MAX_VALUE:,.0f}, outside any picture", place=place, remedy=NUMBERS
         )
     return result
 

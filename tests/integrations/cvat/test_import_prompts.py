@@ -402,7 +402,7 @@ def test_one_bad_box_refuses_its_object_only(tmp_path: Path) -> None:
     assert dog.label == "dog"
     assert len(dog.notes) == 2
     assert 'image "dog.jpg": object 2 "cat": box 2, xbr: is not a number' in run.text
-    assert 'image "dog.jpg": object 3 "dog", box.x1: 500 lies outside' in run.text
+    assert 'image "dog.jpg": object 3 "dog", box.x1: 500 is outside' in run.text
 
 
 def test_a_size_before_the_exif_rotation_is_reported_as_such(tmp_path: Path) -> None:

@@ -531,7 +531,7 @@ def test_bad_pictures_and_prompts_are_reported_and_the_others_are_segmented(
     memory.when = lambda method, path: Fault(404) if "number=1&" in path else None
     assert run(task) == ExitCode.FAILED_JOBS
     said = capsys.readouterr().err
-    assert "done/cam1/0.png: 'dog' box.x0: 500 lies outside the picture" in said
+    assert "done/cam1/0.png: 'dog' box.x0: 500 is outside the picture" in said
     assert "done/cam1/1.png" in said
     assert [shape["frame"] for shape in of(task, "mask")] == [0, 0, 2]
     memory.when = lambda method, path: None

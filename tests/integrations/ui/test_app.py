@@ -51,7 +51,7 @@ def test_failures_stand_above_the_rest_with_reason_and_remedy(share: Share) -> N
     share.run_once()
     with running_ui(share) as site:
         text = site.wait_for("dog.jpg")
-        assert "900 lies outside the picture, which is 64×48" in text
+        assert "900 is outside the picture, which is 64×48" in text
         assert "coordinates are pixels" in text
         assert text.index('id="failures"') < text.index('id="latest"')
         assert "box.x0:" in text
@@ -435,7 +435,7 @@ def test_saving_names_what_is_wrong(share: Share, site: Site) -> None:
     share.drop("dog.jpg", picture_bytes())
     address = site.edit("waiting", "dog.jpg")
     for body, reason in (
-        (OUTSIDE, "lies outside"),
+        (OUTSIDE, "is outside"),
         ({"everything": True}, "objects or words are expected"),
         ({"objects": []}, ""),
         ({"objects": [BOX, {"mask": "dog.rough.png"}]}, "a mask in a file cannot be saved here"),

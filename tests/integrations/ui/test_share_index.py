@@ -77,7 +77,7 @@ def test_answers_are_grouped_by_job_newest_first(share: Share) -> None:
 def test_failures_are_newest_first_and_grouped_by_their_reason(share: Share) -> None:
     share.failed.mkdir()
     for number in range(5):
-        body = {"code": "prompt", "reason": f"{number}.5 lies outside the picture, 640×480"}
+        body = {"code": "prompt", "reason": f"{number}.5 is outside the picture, 640×480"}
         if number == 4:
             body = {"code": "picture", "reason": "cannot be decoded"}
         path = share.failed / f"p{number}.error.json"
@@ -86,7 +86,7 @@ def test_failures_are_newest_first_and_grouped_by_their_reason(share: Share) -> 
     view = scanned(share)
     assert [one.id for one in view.failures] == ["p4", "p3", "p2", "p1", "p0"]
     assert [(one.count, one.example.reason) for one in view.kinds] == [
-        (4, "3.5 lies outside the picture, 640×480"),
+        (4, "3.5 is outside the picture, 640×480"),
         (1, "cannot be decoded"),
     ]
 

@@ -85,7 +85,7 @@ document.addEventListener("error", (event) => {
   if (event.target.tagName === "IMG") event.target.classList.add("broken");
 }, true);
 
-// A browser opens few connections to one server: pages that nobody sees give theirs back.
+// A browser opens few connections to one server: hidden pages give theirs back.
 let api;
 htmx.defineExtension("sleep", { init: (given) => { api = given; } });
 const live = () => [...document.querySelectorAll("[data-live]")];
